@@ -1,0 +1,32 @@
+"""Fixtures that every test file may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+PROJECT_ROOT = Path(__file__).resolve().parents[1]
+DATA_VARIABLE = "DIFFUSIONFM_DATA"
+
+# Qt and VTK read these when they are first loaded, so they are set before any test module is imported.
+os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+# torch and BLAS in one process each would otherwise start a thread per core in every worker the tests launch.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@pytest.fixture(scope="session")
+def project_root() -> Path:
+    """Folder that holds pyproject.toml."""
+    return PROJECT_ROOT
+
+
+@pytest.fixture(scope="session")
+def scans() -> Path:
+    """Folder of public real scans, with `train/`, `test/` and `dicom/` in it; the test is skipped without it."""
+    named = os.environ.get(DATA_VARIABLE)
+    root = Path(named).expanduser() if named else PROJECT_ROOT.parent / "shared" / "data"
+    if not (root / "test").is_dir():
+        pytest.skip(f"no real scans in {root}: set {DATA_VARIABLE} to the folder that holds test/ and train/")
+    return root
