@@ -1,0 +1,106 @@
+"""The one type that everything below the readers works on: a validated diffusion scan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from DiffusionFMLib.errors import InputError
+from DiffusionFMLib.gradients import GradientTable
+
+
+@dataclass(frozen=True, eq=False)
+class Acquisition:
+    """A diffusion scan: a faithful record, nothing dropped or repaired silently.
+
+    Parameters
+    ----------
+    signal : array, shape (X, Y, Z, N), float32
+        Scaled signal (``scl_slope`` applied), finite.
+    affine : array, shape (4, 4), float64
+        Voxel to scanner RAS mm.
+    gtab : GradientTable, N volumes
+    mask : array, shape (X, Y, Z), bool, or None
+        Brain; None until one was made or read.
+    name : str
+        Stem of output files. Never a patient's name.
+    notes : tuple of str
+        What readers and preprocessing changed; it goes into every sidecar.
+
+    Raises
+    ------
+    InputError
+        If shapes do not match, the affine is singular or the signal holds NaN.
+    """
+
+    signal: NDArray[np.float32]
+    affine: NDArray[np.float64]
+    gtab: GradientTable
+    mask: NDArray[np.bool_] | None = None
+    name: str = "dwi"
+    notes: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        signal = np.asarray(self.signal, np.float32)
+        if signal.ndim != 4:
+            msg = f"{self.name} has {signal.ndim} dimensions (shape {signal.shape}); expected 4: x, y, z, volume."
+            raise InputError(msg, "Choose the whole diffusion series, not a single volume of it.")
+        if signal.shape[3] != len(self.gtab):
+            msg = f"{self.name} has {signal.shape[3]} volumes but the gradient table has {len(self.gtab)}."
+            raise InputError(msg, "Check that image, bval and bvec belong together and that no b0 row was lost.")
+        # a sum sees every NaN and infinity in one pass, without a boolean copy of the scan
+        if not np.isfinite(signal.sum(dtype=np.float64)):
+            broken = np.flatnonzero(~np.isfinite(signal.sum(axis=(0, 1, 2), dtype=np.float64)))
+            msg = f"{self.name} holds values that are not finite numbers, in volume(s) {broken[:5].tolist()}."
+            raise InputError(msg, "Export the scan again, or replace them with zeros.")
+        affine = np.array(self.affine, np.float64)
+        if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+            msg = f"{self.name} has no usable orientation: its affine is {affine.tolist()}."
+            raise InputError(msg, "Convert the scan again from DICOM, so that the orientation is kept.")
+        if self.mask is not None:
+            mask = np.asarray(self.mask, bool)
+            if mask.shape != signal.shape[:3]:
+                msg = f"The mask has shape {mask.shape} but {self.name} has {signal.shape[:3]}."
+                raise InputError(msg, "Choose a mask drawn on this scan, or the automatic one.")
+            object.__setattr__(self, "mask", mask)
+        object.__setattr__(self, "signal", signal)
+        object.__setattr__(self, "affine", affine)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along x, y and z."""
+        return self.signal.shape[:3]  # type: ignore[return-value]
+
+    @cached_property
+    def voxel_sizes(self) -> NDArray[np.float64]:
+        """Edge lengths of a voxel, shape (3,), mm."""
+        return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+    @property
+    def voxel_volume(self) -> float:
+        """Volume of a voxel, mm3."""
+        return float(abs(np.linalg.det(self.affine[:3, :3])))
+
+    def mean_b0(self) -> NDArray[np.float32]:
+        """Mean of the b0 volumes, shape (X, Y, Z)."""
+        return self.signal[..., self.gtab.b0_mask].mean(axis=3, dtype=np.float32)
+
+    def with_mask(self, mask: ArrayLike) -> Acquisition:
+        """The same scan with another brain mask, shape (X, Y, Z)."""
+        return replace(self, mask=np.asarray(mask))
+
+    def with_signal(self, signal: ArrayLike, note: str, gtab: GradientTable | None = None) -> Acquisition:
+        """The scan after a preprocessing step, with a note of what was done."""
+        return replace(self, signal=np.asarray(signal), gtab=gtab or self.gtab, notes=(*self.notes, note))
+
+    def subset(self, indices: ArrayLike, note: str) -> Acquisition:
+        """Some volumes (indices or a boolean mask) of the scan, with a note of why."""
+        indices = np.asarray(indices)
+        return self.with_signal(self.signal[..., indices], note, self.gtab.subset(indices))
+
+    def __repr__(self) -> str:
+        size = " x ".join(f"{s:.3g}" for s in self.voxel_sizes)
+        return f"Acquisition({self.name}: {'x'.join(map(str, self.shape))}, {size} mm, {self.gtab.summary()})"

@@ -1,0 +1,94 @@
+"""Parameter maps: what a model declares, and what an estimator gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class MapSpec:
+    """Declaration of a map, read by the writer, the CLI and the viewer.
+
+    Parameters
+    ----------
+    name : str
+        As in file names: ``fa``.
+    title : str
+        As people say it: ``FA``.
+    unit : str
+        ``mm2/s``, or empty for a ratio.
+    description : str
+        One plain sentence.
+    window : tuple of float
+        Lowest and highest value shown.
+    colors : str
+        Colour map: ``grey``, ``viridis``, ``inferno``, ``labels``; ``rgb`` for directions.
+    components : tuple of str
+        Names of the last axis of a 4-D map; empty for a scalar map.
+    """
+
+    name: str
+    title: str
+    unit: str
+    description: str
+    window: tuple[float, float]
+    colors: str = "grey"
+    components: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class ParameterMap:
+    """A map in the scan's own grid.
+
+    Parameters
+    ----------
+    spec : MapSpec
+    data : array, shape (X, Y, Z) or (X, Y, Z, C), float32
+    affine : array, shape (4, 4)
+        Voxel to scanner RAS mm.
+    provenance : mapping
+        What it was computed from and how; written to its sidecar.
+    """
+
+    spec: MapSpec
+    data: NDArray[np.float32]
+    affine: NDArray[np.float64]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+class FitStatus(IntEnum):
+    """How a voxel's fit ended; the text says what it means and what to do."""
+
+    OUTSIDE = 0, "Outside the mask: not fitted."
+    OK = 1, "Fitted."
+    CLIPPED = 2, "Fitted, but an eigenvalue was negative and set to its lower bound: low SNR or too few directions."
+    NOT_CONVERGED = 3, "The iteration stopped at its limit: the value is the best so far; look at the residual."
+    DEGENERATE = 4, "No usable signal (zero, constant or saturated): maps are zero here; check the mask."
+
+    meaning: str
+
+    def __new__(cls, value: int, meaning: str) -> FitStatus:
+        member = int.__new__(cls, value)
+        member._value_ = value
+        member.meaning = meaning
+        return member
+
+
+STATUS = MapSpec(
+    "status",
+    "Fit status",
+    "",
+    "How each voxel's fit ended: " + " ".join(f"{s.value} {s.name.lower()}," for s in FitStatus).rstrip(",") + ".",
+    (0, max(FitStatus)),
+    "labels",
+)
+
+RESIDUAL = MapSpec(
+    "residual", "Residual", "", "Root mean square of measured minus fitted signal, as a fraction of S0.", (0.0, 0.2), "inferno"
+)

@@ -1,0 +1,15 @@
+"""Signal models: one list that the GUI, the CLI, the writers and the tests read."""
+
+from __future__ import annotations
+
+from DiffusionFMLib.physics.adc import ADC
+from DiffusionFMLib.physics.dti import DTI
+from DiffusionFMLib.physics.model import Parameter, SignalModel
+
+MODELS: dict[str, SignalModel] = {model.name: model for model in (ADC(), DTI())}
+"""Every model, by its name on the command line."""
+
+METHODS: tuple[str, ...] = tuple(dict.fromkeys(method for model in MODELS.values() for method in model.methods))
+"""Every estimator that some model can be fitted with."""
+
+__all__ = ["ADC", "DTI", "METHODS", "MODELS", "Parameter", "SignalModel"]

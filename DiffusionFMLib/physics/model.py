@@ -1,0 +1,70 @@
+"""What a signal model declares and can do.
+
+Declarations (names, units, windows, what a protocol must offer) load without torch, because Slicer's own process
+fills its menus from them; `signal` and `maps` compute on torch tensors.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from DiffusionFMLib.gradients import GradientTable
+from DiffusionFMLib.maps import MapSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One entry of a model's parameter vector theta.
+
+    Parameters
+    ----------
+    name : str
+    unit : str
+        In physics' own units: diffusivities um2/ms, b ms/um2.
+    bounds : tuple of float
+        Physically possible range.
+    transform : str
+        How an unconstrained optimiser sees it: ``identity``, ``log`` or ``logit``.
+    """
+
+    name: str
+    unit: str
+    bounds: tuple[float, float]
+    transform: str = "identity"
+
+
+class SignalModel(ABC):
+    """Forward model of the diffusion signal: pure, weightless, batched over voxels.
+
+    Subclasses are final: one file and one entry in `MODELS` make a model known to the GUI, the CLI, the writers
+    and the shared test suite.
+    """
+
+    name: ClassVar[str]
+    """As on the command line: ``dti``."""
+    label: ClassVar[str]
+    """As in file names, ``model-{label}``: ``tensor``."""
+    title: ClassVar[str]
+    """As in menus."""
+    parameters: ClassVar[tuple[Parameter, ...]]
+    map_specs: ClassVar[tuple[MapSpec, ...]]
+    """Maps that `maps` returns, in the order they are shown."""
+    methods: ClassVar[tuple[str, ...]]
+    """Estimators that can fit it, best default first."""
+
+    @abstractmethod
+    def unsupported(self, gtab: GradientTable) -> str | None:
+        """Why this protocol cannot feed the model, as a sentence for the user; None when it can."""
+
+    @abstractmethod
+    def signal(self, theta: Tensor, gtab: GradientTable) -> Tensor:
+        """Signal of parameters theta, shape (..., P), at each volume: shape (..., N)."""
+
+    @abstractmethod
+    def maps(self, theta: Tensor) -> dict[str, Tensor]:
+        """Maps of parameters theta, shape (..., P), in the units of `map_specs`: each (...) or (..., C)."""

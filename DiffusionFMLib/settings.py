@@ -1,0 +1,181 @@
+"""One frozen dataclass per job: the CLI's flags, a request's JSON and the module's parameter node come from it.
+
+Loads without torch, so that Slicer's own process can read it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from typing import Any, TypeVar, get_type_hints
+
+from DiffusionFMLib.errors import SettingsError
+from DiffusionFMLib.gradients import B0_THRESHOLD
+from DiffusionFMLib.physics import METHODS, MODELS
+
+S = TypeVar("S", bound="Settings")
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+    unit: str = "",
+    path: bool = False,
+    advanced: bool = False,
+) -> Any:
+    """Declare a setting: default, help, and what the CLI, the GUI and the validation need to know.
+
+    Parameters
+    ----------
+    default : str, int, float or bool
+        Its type is the setting's type. An empty string means "not given".
+    help : str
+        One sentence, for ``--help`` and tooltips.
+    choices : tuple of str
+    minimum, maximum : float
+        Allowed range, inclusive.
+    unit : str
+    path : bool
+        It names a file or folder.
+    advanced : bool
+        Folded away in the GUI.
+    """
+    metadata = {
+        "help": help, "choices": choices, "minimum": minimum, "maximum": maximum, "unit": unit, "path": path, "advanced": advanced,
+    }  # fmt: skip
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Base of all jobs' settings: validation, and to and from plain dictionaries."""
+
+    def __post_init__(self) -> None:
+        types = get_type_hints(type(self))
+        for f in fields(self):
+            object.__setattr__(self, f.name, _validated(f, types[f.name], getattr(self, f.name)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as plain JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls: type[S], values: dict[str, Any]) -> S:
+        """Settings from a dictionary; what is absent keeps its default.
+
+        Raises
+        ------
+        SettingsError
+            If a name is unknown, or a value of the wrong type or out of range.
+        """
+        known = {f.name for f in fields(cls)}
+        for name in values:
+            if name not in known:
+                msg = f"There is no setting '{name}' for this job; it has {', '.join(sorted(known))}."
+                raise SettingsError(msg, "Correct or remove it.")
+        return cls(**values)
+
+
+def _validated(f: Field[Any], kind: type, value: Any) -> Any:
+    """The value as the setting's type; ints are accepted for floats, nothing else is converted."""
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+        msg = f"{f.name} is {value!r}; expected {kind.__name__}."
+        raise SettingsError(msg, f"{f.metadata['help']}")
+    choices, low, high = f.metadata["choices"], f.metadata["minimum"], f.metadata["maximum"]
+    if choices and value not in choices:
+        msg = f"{f.name} is {value!r}; expected one of {', '.join(choices)}."
+        raise SettingsError(msg, "Choose one of them.")
+    # written so that NaN fails too
+    if (low is not None and not value >= low) or (high is not None and not value <= high):
+        msg = f"{f.name} is {value}; expected {low if low is not None else '-inf'} to {high if high is not None else 'inf'}."
+        raise SettingsError(msg, "Choose a value in that range.")
+    if f.default is MISSING:
+        msg = f"Setting {f.name} has no default."
+        raise TypeError(msg)
+    return value
+
+
+@dataclass(frozen=True)
+class ScanSettings(Settings):
+    """Which scan, and how to read it (job ``info``)."""
+
+    dwi: str = option("", "Diffusion scan: NIfTI, NRRD/NHDR or a DICOM folder.", path=True)
+    bval: str = option("", "b-values; the scan's own name with .bval when not given.", path=True)
+    bvec: str = option("", "Gradient directions; the scan's own name with .bvec when not given.", path=True)
+    series: str = option("", "Which series of a DICOM folder that holds several: its number.")
+    mask: str = option("", "Brain mask in the scan's grid; made automatically when not given.", path=True)
+    t1w: str = option("", "T1-weighted image of the same head.", path=True)
+    b0_threshold: float = option(
+        B0_THRESHOLD, "Volumes at or below this b-value are b0.", minimum=0, maximum=500, unit="s/mm2", advanced=True
+    )
+
+
+@dataclass(frozen=True)
+class FitSettings(ScanSettings):
+    """Maps of a scan (job ``fit``)."""
+
+    model: str = option("dti", "Signal model.", choices=tuple(MODELS))
+    method: str = option("wls", "Estimator.", choices=METHODS)
+    out: str = option("", "Folder that the results go to.", path=True)
+    denoise: str = option("none", "Denoising before the fit.", choices=("none", "mppca"), advanced=True)
+    gibbs: bool = option(False, "Remove Gibbs ringing before the fit.", advanced=True)
+    motion: bool = option(False, "Align the volumes, and rotate the gradients with them.", advanced=True)
+    device: str = option("auto", "Where to compute.", choices=("auto", "cpu", "cuda"))
+    seed: int = option(0, "Seed of everything random.", minimum=0, maximum=2**31 - 1, advanced=True)
+    memory_mib: int = option(
+        512, "Working memory of a fit beyond the scan itself.", minimum=16, maximum=1 << 20, unit="MiB", advanced=True
+    )
+
+
+@dataclass(frozen=True)
+class TrackSettings(FitSettings):
+    """Streamlines of a scan, and the maps they stand on (job ``track``)."""
+
+    tracker: str = option("deterministic", "How a streamline picks its next direction.", choices=("deterministic", "probabilistic"))
+    seed_mask: str = option("", "Where to start streamlines, in the scan's grid; the whole brain when not given.", path=True)
+    seed_label: int = option(0, "Which label of the seed mask; 0 takes all of them.", minimum=0, maximum=65535)
+    seed_density: float = option(1.0, "Seeds per voxel.", minimum=0.001, maximum=64)
+    seed_fa: float = option(0.25, "Start only where FA is above this.", minimum=0, maximum=1)
+    stop_fa: float = option(0.15, "Stop where FA falls below this.", minimum=0, maximum=1)
+    max_angle: float = option(45.0, "Largest turn per step.", minimum=1, maximum=90, unit="degrees")
+    step: float = option(0.0, "Step length; half the smallest voxel edge when 0.", minimum=0, maximum=10, unit="mm", advanced=True)
+    min_length: float = option(20.0, "Drop shorter streamlines.", minimum=0, maximum=1000, unit="mm")
+    max_length: float = option(250.0, "Stop longer streamlines.", minimum=1, maximum=1000, unit="mm")
+    max_count: int = option(20000, "Keep at most so many streamlines; 0 keeps all.", minimum=0, maximum=10_000_000)
+    tract_format: str = option("trx", "File format of the streamlines.", choices=("trx", "tck", "trk"))
+
+
+@dataclass(frozen=True)
+class ConvertSettings(ScanSettings):
+    """The scan as NIfTI with bval and bvec, or as NRRD (job ``convert``)."""
+
+    out: str = option("", "File to write: .nii.gz (with .bval and .bvec beside it), .nrrd or .nhdr.", path=True)
+
+
+@dataclass(frozen=True)
+class SimulateSettings(Settings):
+    """A whole-brain scan with known truth (job ``simulate``)."""
+
+    out: str = option("", "Folder that the scan and its truth go to.", path=True)
+    directions: int = option(30, "Gradient directions.", minimum=6, maximum=512)
+    bval: float = option(1000.0, "b-value.", minimum=100, maximum=10_000, unit="s/mm2")
+    n_b0: int = option(2, "b0 volumes.", minimum=1, maximum=64)
+    snr: float = option(25.0, "Signal-to-noise ratio of white matter at b0.", minimum=1, maximum=1000)
+    voxel_size: float = option(2.0, "Voxel edge.", minimum=1, maximum=5, unit="mm")
+    lesion: bool = option(True, "Put an oedema-like lesion into the patient's right frontal white matter.")
+    seed: int = option(0, "Seed of everything random.", minimum=0, maximum=2**31 - 1)
+
+
+JOBS: dict[str, type[Settings]] = {
+    "info": ScanSettings,
+    "fit": FitSettings,
+    "track": TrackSettings,
+    "convert": ConvertSettings,
+    "simulate": SimulateSettings,
+}
+"""Settings of each job, by the job's name on the command line and in requests."""
