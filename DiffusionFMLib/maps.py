@@ -67,13 +67,20 @@ class FitStatus(IntEnum):
 
     OUTSIDE = 0, "Outside the mask: not fitted."
     OK = 1, "Fitted."
-    CLIPPED = 2, "Fitted, but an eigenvalue was negative and set to its lower bound: low SNR or too few directions."
-    NOT_CONVERGED = 3, "The iteration stopped at its limit: the value is the best so far; look at the residual."
+    CLIPPED = (
+        2,
+        "Fitted, but an eigenvalue was negative and set to its lower bound: low SNR or too few directions.",
+    )
+    NOT_CONVERGED = (
+        3,
+        "The iteration stopped at its limit: the value is the best so far; look at the residual.",
+    )
     DEGENERATE = 4, "No usable signal (zero, constant or saturated): maps are zero here; check the mask."
 
     meaning: str
 
     def __new__(cls, value: int, meaning: str) -> FitStatus:
+        """Make a member that is its number and carries its meaning."""
         member = int.__new__(cls, value)
         member._value_ = value
         member.meaning = meaning
@@ -84,11 +91,18 @@ STATUS = MapSpec(
     "status",
     "Fit status",
     "",
-    "How each voxel's fit ended: " + " ".join(f"{s.value} {s.name.lower()}," for s in FitStatus).rstrip(",") + ".",
+    "How each voxel's fit ended: "
+    + " ".join(f"{s.value} {s.name.lower()}," for s in FitStatus).rstrip(",")
+    + ".",
     (0, max(FitStatus)),
     "labels",
 )
 
 RESIDUAL = MapSpec(
-    "residual", "Residual", "", "Root mean square of measured minus fitted signal, as a fraction of S0.", (0.0, 0.2), "inferno"
+    "residual",
+    "Residual",
+    "",
+    "Root mean square of measured minus fitted signal, as a fraction of S0.",
+    (0.0, 0.2),
+    "inferno",
 )

@@ -111,7 +111,12 @@ class ScanSettings(Settings):
     mask: str = option("", "Brain mask in the scan's grid; made automatically when not given.", path=True)
     t1w: str = option("", "T1-weighted image of the same head.", path=True)
     b0_threshold: float = option(
-        B0_THRESHOLD, "Volumes at or below this b-value are b0.", minimum=0, maximum=500, unit="s/mm2", advanced=True
+        B0_THRESHOLD,
+        "Volumes at or below this b-value are b0.",
+        minimum=0,
+        maximum=500,
+        unit="s/mm2",
+        advanced=True,
     )
 
 
@@ -128,7 +133,12 @@ class FitSettings(ScanSettings):
     device: str = option("auto", "Where to compute.", choices=("auto", "cpu", "cuda"))
     seed: int = option(0, "Seed of everything random.", minimum=0, maximum=2**31 - 1, advanced=True)
     memory_mib: int = option(
-        512, "Working memory of a fit beyond the scan itself.", minimum=16, maximum=1 << 20, unit="MiB", advanced=True
+        512,
+        "Working memory of a fit beyond the scan itself.",
+        minimum=16,
+        maximum=1 << 20,
+        unit="MiB",
+        advanced=True,
     )
 
 
@@ -136,17 +146,34 @@ class FitSettings(ScanSettings):
 class TrackSettings(FitSettings):
     """Streamlines of a scan, and the maps they stand on (job ``track``)."""
 
-    tracker: str = option("deterministic", "How a streamline picks its next direction.", choices=("deterministic", "probabilistic"))
-    seed_mask: str = option("", "Where to start streamlines, in the scan's grid; the whole brain when not given.", path=True)
-    seed_label: int = option(0, "Which label of the seed mask; 0 takes all of them.", minimum=0, maximum=65535)
+    tracker: str = option(
+        "deterministic",
+        "How a streamline picks its next direction.",
+        choices=("deterministic", "probabilistic"),
+    )
+    seed_mask: str = option(
+        "", "Where to start streamlines, in the scan's grid; the whole brain when not given.", path=True
+    )
+    seed_label: int = option(
+        0, "Which label of the seed mask; 0 takes all of them.", minimum=0, maximum=65535
+    )
     seed_density: float = option(1.0, "Seeds per voxel.", minimum=0.001, maximum=64)
     seed_fa: float = option(0.25, "Start only where FA is above this.", minimum=0, maximum=1)
     stop_fa: float = option(0.15, "Stop where FA falls below this.", minimum=0, maximum=1)
     max_angle: float = option(45.0, "Largest turn per step.", minimum=1, maximum=90, unit="degrees")
-    step: float = option(0.0, "Step length; half the smallest voxel edge when 0.", minimum=0, maximum=10, unit="mm", advanced=True)
+    step: float = option(
+        0.0,
+        "Step length; half the smallest voxel edge when 0.",
+        minimum=0,
+        maximum=10,
+        unit="mm",
+        advanced=True,
+    )
     min_length: float = option(20.0, "Drop shorter streamlines.", minimum=0, maximum=1000, unit="mm")
     max_length: float = option(250.0, "Stop longer streamlines.", minimum=1, maximum=1000, unit="mm")
-    max_count: int = option(20000, "Keep at most so many streamlines; 0 keeps all.", minimum=0, maximum=10_000_000)
+    max_count: int = option(
+        20000, "Keep at most so many streamlines; 0 keeps all.", minimum=0, maximum=10_000_000
+    )
     tract_format: str = option("trx", "File format of the streamlines.", choices=("trx", "tck", "trk"))
 
 
@@ -154,7 +181,9 @@ class TrackSettings(FitSettings):
 class ConvertSettings(ScanSettings):
     """The scan as NIfTI with bval and bvec, or as NRRD (job ``convert``)."""
 
-    out: str = option("", "File to write: .nii.gz (with .bval and .bvec beside it), .nrrd or .nhdr.", path=True)
+    out: str = option(
+        "", "File to write: .nii.gz (with .bval and .bvec beside it), .nrrd or .nhdr.", path=True
+    )
 
 
 @dataclass(frozen=True)
