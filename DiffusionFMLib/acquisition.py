@@ -50,20 +50,14 @@ class Acquisition:
             raise InputError(msg, "Choose the whole diffusion series, not a single volume of it.")
         if signal.shape[3] != len(self.gtab):
             msg = f"{self.name} has {signal.shape[3]} volumes but the gradient table has {len(self.gtab)}."
-            raise InputError(
-                msg, "Check that image, bval and bvec belong together and that no b0 row was lost."
-            )
+            raise InputError(msg, "Check that image, bval and bvec belong together and that no b0 row was lost.")
         # a sum sees every NaN and infinity in one pass, without a boolean copy of the scan
         if not np.isfinite(signal.sum(dtype=np.float64)):
             broken = np.flatnonzero(~np.isfinite(signal.sum(axis=(0, 1, 2), dtype=np.float64)))
             msg = f"{self.name} holds values that are not finite numbers, in volume(s) {broken[:5].tolist()}."
             raise InputError(msg, "Export the scan again, or replace them with zeros.")
         affine = np.array(self.affine, np.float64)
-        if (
-            affine.shape != (4, 4)
-            or not np.isfinite(affine).all()
-            or abs(np.linalg.det(affine[:3, :3])) < 1e-9
-        ):
+        if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
             msg = f"{self.name} has no usable orientation: its affine is {affine.tolist()}."
             raise InputError(msg, "Convert the scan again from DICOM, so that the orientation is kept.")
         if self.mask is not None:
@@ -78,7 +72,7 @@ class Acquisition:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Voxels along x, y and z."""
-        return self.signal.shape[:3]  # type: ignore[return-value]
+        return self.signal.shape[:3]
 
     @cached_property
     def voxel_sizes(self) -> NDArray[np.float64]:

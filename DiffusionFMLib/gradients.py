@@ -91,9 +91,7 @@ class GradientTable:
         bvals = np.array(self.bvals, np.float64).reshape(-1)
         bvecs = np.array(self.bvecs, np.float64)
         if bvecs.ndim != 2 or bvecs.shape[1] != 3:
-            msg = (
-                f"Gradient directions have shape {bvecs.shape}; expected one row of three numbers per volume."
-            )
+            msg = f"Gradient directions have shape {bvecs.shape}; expected one row of three numbers per volume."
             raise GradientError(msg, "Check that the bvec file holds three rows (or three columns).")
         if len(bvals) != len(bvecs):
             msg = f"There are {len(bvals)} b-values but {len(bvecs)} gradient directions; expected as many of each."
@@ -102,9 +100,7 @@ class GradientTable:
             broken = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(1))
             if len(broken):
                 msg = f"The {name} of volume(s) {_some(broken)} are not finite numbers."
-                raise GradientError(
-                    msg, "Correct the bval/bvec files, or remove those volumes from all three files."
-                )
+                raise GradientError(msg, "Correct the bval/bvec files, or remove those volumes from all three files.")
         if (bvals < 0).any():
             msg = f"The b-value of volume(s) {_some(np.flatnonzero(bvals < 0))} is negative."
             raise GradientError(msg, "Correct the bval file.")
@@ -113,9 +109,7 @@ class GradientTable:
         b0 = bvals <= self.b0_threshold
         length = np.linalg.norm(bvecs, axis=1)
         if (b0 & (length > 0)).any():
-            notes.append(
-                f"{int((b0 & (length > 0)).sum())} b0 volume(s) had a gradient direction; it was set to zero."
-            )
+            notes.append(f"{int((b0 & (length > 0)).sum())} b0 volume(s) had a gradient direction; it was set to zero.")
         bvecs[b0] = 0.0
         weighted = ~b0 & (length > 0)
         off = weighted & (np.abs(length - 1) > UNIT_TOLERANCE)
@@ -125,9 +119,7 @@ class GradientTable:
                 f"The gradient direction of volume {worst} (b = {bvals[worst]:g}) has length {length[worst]:.3g}; "
                 f"expected a unit vector."
             )
-            raise GradientError(
-                msg, "Normalise the bvec file, or convert the scan again with a current dcm2niix."
-            )
+            raise GradientError(msg, "Normalise the bvec file, or convert the scan again with a current dcm2niix.")
         if (np.abs(length[weighted] - 1) > 1e-3).any():
             notes.append("Gradient directions were normalised to unit length.")
         bvecs[weighted] /= length[weighted, None]
@@ -185,9 +177,7 @@ class GradientTable:
         return cls(np.asarray(bvals), np.asarray(gradients, np.float64) @ to_ras.T, b0_threshold)
 
     @classmethod
-    def from_dicom(
-        cls, bvals: ArrayLike, directions: ArrayLike, b0_threshold: float = B0_THRESHOLD
-    ) -> GradientTable:
+    def from_dicom(cls, bvals: ArrayLike, directions: ArrayLike, b0_threshold: float = B0_THRESHOLD) -> GradientTable:
         """Table from DICOM's diffusion gradient orientations, shape (N, 3), patient coordinates (LPS)."""
         lps_to_ras = np.array(SPACE_TO_RAS["left-posterior-superior"])
         return cls(np.asarray(bvals), np.asarray(directions, np.float64) * lps_to_ras, b0_threshold)

@@ -91,9 +91,7 @@ STATUS = MapSpec(
     "status",
     "Fit status",
     "",
-    "How each voxel's fit ended: "
-    + " ".join(f"{s.value} {s.name.lower()}," for s in FitStatus).rstrip(",")
-    + ".",
+    "How each voxel's fit ended: " + " ".join(f"{s.value} {s.name.lower()}," for s in FitStatus).rstrip(",") + ".",
     (0, max(FitStatus)),
     "labels",
 )

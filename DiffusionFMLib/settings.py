@@ -44,8 +44,14 @@ def option(
         Folded away in the GUI.
     """
     metadata = {
-        "help": help, "choices": choices, "minimum": minimum, "maximum": maximum, "unit": unit, "path": path, "advanced": advanced,
-    }  # fmt: skip
+        "help": help,
+        "choices": choices,
+        "minimum": minimum,
+        "maximum": maximum,
+        "unit": unit,
+        "path": path,
+        "advanced": advanced,
+    }
     return field(default=default, metadata=metadata)
 
 
@@ -92,7 +98,8 @@ def _validated(f: Field[Any], kind: type, value: Any) -> Any:
         raise SettingsError(msg, "Choose one of them.")
     # written so that NaN fails too
     if (low is not None and not value >= low) or (high is not None and not value <= high):
-        msg = f"{f.name} is {value}; expected {low if low is not None else '-inf'} to {high if high is not None else 'inf'}."
+        span = f"at least {low}" if high is None else f"at most {high}" if low is None else f"{low} to {high}"
+        msg = f"{f.name} is {value}; expected {span}."
         raise SettingsError(msg, "Choose a value in that range.")
     if f.default is MISSING:
         msg = f"Setting {f.name} has no default."
@@ -154,9 +161,7 @@ class TrackSettings(FitSettings):
     seed_mask: str = option(
         "", "Where to start streamlines, in the scan's grid; the whole brain when not given.", path=True
     )
-    seed_label: int = option(
-        0, "Which label of the seed mask; 0 takes all of them.", minimum=0, maximum=65535
-    )
+    seed_label: int = option(0, "Which label of the seed mask; 0 takes all of them.", minimum=0, maximum=65535)
     seed_density: float = option(1.0, "Seeds per voxel.", minimum=0.001, maximum=64)
     seed_fa: float = option(0.25, "Start only where FA is above this.", minimum=0, maximum=1)
     stop_fa: float = option(0.15, "Stop where FA falls below this.", minimum=0, maximum=1)
@@ -171,9 +176,7 @@ class TrackSettings(FitSettings):
     )
     min_length: float = option(20.0, "Drop shorter streamlines.", minimum=0, maximum=1000, unit="mm")
     max_length: float = option(250.0, "Stop longer streamlines.", minimum=1, maximum=1000, unit="mm")
-    max_count: int = option(
-        20000, "Keep at most so many streamlines; 0 keeps all.", minimum=0, maximum=10_000_000
-    )
+    max_count: int = option(20000, "Keep at most so many streamlines; 0 keeps all.", minimum=0, maximum=10_000_000)
     tract_format: str = option("trx", "File format of the streamlines.", choices=("trx", "tck", "trk"))
 
 
@@ -181,9 +184,7 @@ class TrackSettings(FitSettings):
 class ConvertSettings(ScanSettings):
     """The scan as NIfTI with bval and bvec, or as NRRD (job ``convert``)."""
 
-    out: str = option(
-        "", "File to write: .nii.gz (with .bval and .bvec beside it), .nrrd or .nhdr.", path=True
-    )
+    out: str = option("", "File to write: .nii.gz (with .bval and .bvec beside it), .nrrd or .nhdr.", path=True)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,7 @@ from DiffusionFMLib.physics.model import Parameter, SignalModel
 MODELS: dict[str, SignalModel] = {model.name: model for model in (ADC(), DTI())}
 """Every model, by its name on the command line."""
 
-METHODS: tuple[str, ...] = tuple(
-    dict.fromkeys(method for model in MODELS.values() for method in model.methods)
-)
+METHODS: tuple[str, ...] = tuple(dict.fromkeys(method for model in MODELS.values() for method in model.methods))
 """Every estimator that some model can be fitted with."""
 
 __all__ = ["ADC", "DTI", "METHODS", "MODELS", "Parameter", "SignalModel"]
