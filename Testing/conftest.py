@@ -24,7 +24,7 @@ def project_root() -> Path:
 
 @pytest.fixture(scope="session")
 def scans() -> Path:
-    """Folder of public real scans, with `train/`, `test/` and `dicom/` in it; the test is skipped without it."""
+    """Folder of public real scans (`train/`, `test/`, `dicom/`); the test is skipped without it."""
     named = os.environ.get(DATA_VARIABLE)
     root = Path(named).expanduser() if named else PROJECT_ROOT.parent / "shared" / "data"
     if not (root / "test").is_dir():

@@ -1,0 +1,65 @@
+# DiffusionFM: the commands a person needs. `make` alone lists them.
+#
+# Variables: DWI=path        the demo's scan: NIfTI with bval and bvec beside it, NRRD, or a DICOM folder
+#            PYTHON=command  the Python to build the environment with (3.11, 3.12 or 3.13)
+#            PIP_ARGS=...    passed to pip install, e.g. an index that has the CPU build of torch
+#            PYTEST_ARGS=... passed to pytest, e.g. PYTEST_ARGS='-k gradients'
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help install demo test bench lint clean
+
+VENV := .venv
+VENV_PYTHON := $(VENV)/bin/python
+INSTALLED := $(VENV)/installed.stamp
+
+# Each candidate is started, since a name on the path may be a shim of a Python that is not there.
+# 3.14 comes last: slicer-core has no wheel for it, so the demo has no viewers there.
+PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3 python3.14
+RIGHT_VERSION := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
+
+help:
+	@echo "make demo              the main job on a simulated scan: maps and tracts in the viewers, files in demo/"
+	@echo "make demo DWI=path     the same on your scan"
+	@echo "make test              all tests"
+	@echo "make bench             speed and memory beside DIPY, to build/bench.json"
+	@echo "make lint              ruff and mypy"
+	@echo "make install           only the environment, in $(VENV)/"
+	@echo "make clean             remove what was built; $(VENV)/ and demo/ stay"
+	@echo "Variables: DWI, PYTHON, PIP_ARGS, PYTEST_ARGS (see the top of the Makefile)."
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@python=; for candidate in $(PYTHONS); do \
+	    if "$$candidate" -c '$(RIGHT_VERSION)' >/dev/null 2>&1; then python=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	    echo "make: none of these is Python 3.11 to 3.13: $(PYTHONS)." >&2; \
+	    echo "make: install one (Debian, Ubuntu: apt-get install -y python3 python3-venv), or name it: make PYTHON=/path/to/python3.11" >&2; \
+	    exit 2; \
+	fi; \
+	echo "Python: $$("$$python" --version) ($$python)"; \
+	"$$python" Testing/preflight.py && \
+	{ [ -x $(VENV_PYTHON) ] || "$$python" -m venv $(VENV); }
+	@echo "Installing into $(VENV)/. torch alone is a download of 0.2 GB as CPU build, but of several GB as the CUDA build"
+	@echo "that pip takes by default on Linux. PIP_ARGS chooses another index; the torch site names the one for CPU builds."
+	$(VENV_PYTHON) -m pip install $(PIP_ARGS) --quiet --constraint constraints.txt --editable '.[viewer,test]'
+	@touch $@
+
+demo: $(INSTALLED)
+	$(VENV_PYTHON) Testing/demo.py --out demo $(if $(DWI),--dwi '$(DWI)')
+
+test: $(INSTALLED)
+	QT_QPA_PLATFORM=offscreen $(VENV_PYTHON) -m pytest $(PYTEST_ARGS)
+
+bench: $(INSTALLED)
+	$(VENV_PYTHON) Testing/Benchmarks/run.py
+
+lint: $(INSTALLED)
+	$(VENV_PYTHON) -m ruff check .
+	$(VENV_PYTHON) -m mypy
+
+clean:
+	rm -rf build dist diffusionfm.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find DiffusionFM DiffusionFMLib Testing -name __pycache__ -type d -prune -exec rm -rf {} +
