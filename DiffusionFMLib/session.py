@@ -1,0 +1,242 @@
+"""What a resident worker remembers between requests: the last scan, its quality, its fits; and answers from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from DiffusionFMLib.errors import InputError, SettingsError
+from DiffusionFMLib.events import Report, SilentReport
+from DiffusionFMLib.physics import MODELS
+from DiffusionFMLib.settings import FitSettings, ScanSettings
+
+if TYPE_CHECKING:
+    from DiffusionFMLib.acquisition import Acquisition
+    from DiffusionFMLib.maps import ParameterMap
+    from DiffusionFMLib.quality import QualitySummary
+
+_READING = ("dwi", "bval", "bvec", "series", "mask", "b0_threshold")
+"""Settings that decide what is read."""
+
+_PREPARING = ("denoise", "gibbs", "motion")
+"""Settings that change the scan before the fit."""
+
+
+@dataclass
+class Fitted:
+    """Maps of one fit.
+
+    Parameters
+    ----------
+    settings : FitSettings
+        What they were made with.
+    maps : mapping of str to ParameterMap
+    """
+
+    settings: FitSettings
+    maps: Mapping[str, ParameterMap]
+
+
+@dataclass
+class _Scan:
+    """A scan as read, and what was derived from it."""
+
+    key: tuple[Any, ...]
+    acquisition: Acquisition
+    warnings: list[tuple[str, str]]
+    digest: str = ""
+    quality: QualitySummary | None = None
+    prepared: dict[tuple[Any, ...], Acquisition] = field(default_factory=dict)
+    fits: dict[str, Fitted] = field(default_factory=dict)
+
+
+class _Recorder:
+    """Passes everything on to a report, and keeps the warnings so that a later run can tell them again."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self.warnings: list[tuple[str, str]] = []
+        self.progress = report.progress
+        self.check = report.check
+
+    def warning(self, code: str, message: str) -> None:
+        """See `Report`."""
+        self.warnings.append((code, message))
+        self._report.warning(code, message)
+
+
+class Session:
+    """Remembers the last scan, so that a second run and `query` are quick; holds one scan at a time."""
+
+    def __init__(self) -> None:
+        self._scan: _Scan | None = None
+        self._last_fit: Fitted | None = None
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._scan = None
+        self._last_fit = None
+
+    def read(self, settings: ScanSettings, report: Report) -> Acquisition:
+        """The scan of the settings, read again only when one of its files changed."""
+        from DiffusionFMLib.io import read_acquisition
+
+        key = (*(getattr(settings, name) for name in _READING), *_stamps(settings))
+        if self._scan is not None and self._scan.key == key:
+            for code, message in self._scan.warnings:
+                report.warning(code, message)
+            return self._scan.acquisition
+        # the old scan goes first, so that two never share the memory
+        self.clear()
+        recorder = _Recorder(report)
+        self._scan = _Scan(key, read_acquisition(settings, recorder), recorder.warnings)
+        return self._scan.acquisition
+
+    def quality(self, report: Report) -> QualitySummary:
+        """Quality of the scan that was read last."""
+        from DiffusionFMLib.quality import summarise
+
+        scan = self._current()
+        if scan.quality is None:
+            scan.quality = summarise(scan.acquisition, report)
+        return scan.quality
+
+    def prepare(self, settings: FitSettings, report: Report) -> Acquisition:
+        """The scan that was read last, preprocessed and masked."""
+        from DiffusionFMLib.preprocessing import prepare
+
+        scan = self._current()
+        key = tuple(getattr(settings, name) for name in _PREPARING)
+        if key not in scan.prepared:
+            scan.prepared.clear()
+            scan.prepared[key] = prepare(scan.acquisition, settings, report)
+        return scan.prepared[key]
+
+    def digest(self) -> str:
+        """SHA-256 of the signal, grid, gradients and mask of the scan that was read last."""
+        scan = self._current()
+        if not scan.digest:
+            scan.digest = _digest(scan.acquisition)
+        return scan.digest
+
+    def fitted(self, key: str) -> Fitted | None:
+        """The fit of that key, if it was made or read in this session."""
+        return self._current().fits.get(key)
+
+    def keep(self, key: str, fitted: Fitted) -> None:
+        """Remember a fit of the scan that was read last; one per model."""
+        fits = self._current().fits
+        for old in [k for k, f in fits.items() if f.settings.model == fitted.settings.model]:
+            del fits[old]
+        fits[key] = fitted
+        self._last_fit = fitted
+
+    def query(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Answer a question about the last scan.
+
+        Parameters
+        ----------
+        body : mapping
+            ``{"what": "voxel", "ijk": [i, j, k]}`` or ``{"what": "quality"}``.
+
+        Raises
+        ------
+        SettingsError
+            If the question is unknown or incomplete.
+        InputError
+            If no scan was read yet.
+        """
+        match body.get("what"):
+            case "voxel":
+                return self._voxel(body.get("ijk"))
+            case "quality":
+                return self.quality(SilentReport()).to_dict()
+            case other:
+                msg = f"There is no query {other!r}; expected voxel or quality."
+                raise SettingsError(msg, "Correct the request.")
+
+    def _current(self) -> _Scan:
+        if self._scan is None:
+            msg = "No scan was read yet."
+            raise InputError(msg, "Run info or fit on a scan first.")
+        return self._scan
+
+    def _voxel(self, ijk: Any) -> dict[str, Any]:
+        """Measured and fitted signal and the maps' values at a voxel; what was fitted last is the model."""
+        scan = self._current()
+        shape = scan.acquisition.shape
+        if (
+            not isinstance(ijk, list)
+            or len(ijk) != 3
+            or not all(isinstance(i, int) and 0 <= i < n for i, n in zip(ijk, shape, strict=True))
+        ):
+            msg = f"A voxel's ijk is {ijk!r}; expected three whole numbers inside {shape}."
+            raise SettingsError(msg, "Point into the scan.")
+        where = tuple(ijk)
+        gtab = scan.acquisition.gtab
+        answer: dict[str, Any] = {
+            "ijk": ijk,
+            "bvals": gtab.bvals.tolist(),
+            "bvecs": gtab.bvecs.tolist(),
+            "signal": scan.acquisition.signal[where].tolist(),
+            "fitted": None,
+            "maps": {},
+        }
+        if self._last_fit is not None:
+            fitted = self._last_fit
+            answer["model"] = fitted.settings.model
+            answer["maps"] = {name: _plain(map.data[where]) for name, map in fitted.maps.items()}
+            answer["fitted"] = self._predicted(fitted.settings, where)
+        return answer
+
+    def _predicted(self, settings: FitSettings, where: tuple[int, ...]) -> list[float]:
+        """The model's signal at a voxel, from a fit of that voxel alone: so that maps read from files suffice."""
+        from DiffusionFMLib.acquisition import Acquisition
+        from DiffusionFMLib.fitting import fit
+
+        scan = self._current()
+        source = scan.prepared.get(tuple(getattr(settings, name) for name in _PREPARING), scan.acquisition)
+        signal = source.signal[where][None, None, None]
+        voxel = Acquisition(signal, source.affine, source.gtab, np.ones((1, 1, 1), bool), source.name)
+        theta = fit(voxel, MODELS[settings.model], settings, SilentReport()).parameters
+        return MODELS[settings.model].signal(theta.reshape(-1), source.gtab).tolist()
+
+
+def _stamps(settings: ScanSettings) -> tuple[Any, ...]:
+    """Size and time of change of every file that a scan is read from."""
+    paths = [Path(p) for p in (settings.dwi, settings.bval, settings.bvec, settings.mask) if p]
+    if settings.dwi:
+        stem = Path(settings.dwi).name.removesuffix(".gz")
+        stem = stem.rsplit(".", 1)[0]
+        paths += sorted(Path(settings.dwi).parent.glob(f"{stem}.*")) if stem else []
+        if Path(settings.dwi).is_dir():
+            paths += sorted(Path(settings.dwi).iterdir())
+    return tuple((str(p), s.st_mtime_ns, s.st_size) for p in paths if p.exists() for s in (p.stat(),))
+
+
+def _digest(acquisition: Acquisition) -> str:
+    gtab = acquisition.gtab
+    digest = hashlib.sha256(json.dumps([acquisition.signal.shape, gtab.b0_threshold]).encode())
+    for array in (acquisition.affine, gtab.bvals, gtab.bvecs):
+        digest.update(np.ascontiguousarray(array).data)
+    if acquisition.mask is not None:
+        digest.update(np.packbits(acquisition.mask).data)
+    for volume in range(len(gtab)):
+        # in one order whatever the array's own, so that file formats agree; volume by volume to spare a copy
+        digest.update(np.asfortranarray(acquisition.signal[..., volume]).T.data)
+    return digest.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """A map's value as JSON: numbers that are not finite become null."""
+    values = np.asarray(value, float).tolist()
+    if isinstance(values, list):
+        return [v if math.isfinite(v) else None for v in values]
+    return values if math.isfinite(values) else None
