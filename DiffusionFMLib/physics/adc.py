@@ -4,16 +4,33 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.maps import MapSpec
-from DiffusionFMLib.physics.model import Parameter, SignalModel
+from DiffusionFMLib.physics.model import LogLinearModel, Parameter, weighting_problem
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class ADC(SignalModel):
-    """Apparent diffusion coefficient, S = S0 exp(-b ADC), of the directions' geometric mean."""
+class ADC(LogLinearModel):
+    """Apparent diffusion coefficient, S = S0 exp(-b ADC), of the directions' geometric mean.
+
+    For orthogonal directions, and for evenly spread ones, the geometric mean of the signals of a shell is
+    S0 exp(-b trace(D) / 3): the ADC is a third of the tensor's trace, however anisotropic the tissue. Log-linear
+    fits give it because all volumes of a shell have the same predicted signal, hence the same weight; a nonlinear
+    fit averages the signals themselves, which anisotropy biases, so it gets each shell's geometric mean.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from DiffusionFMLib.gradients import GradientTable
+    >>> gtab = GradientTable([0, 1000], [[0, 0, 0], [1, 0, 0]])
+    >>> ADC().signal(torch.tensor([0.7, 0.0], dtype=torch.float64), gtab)
+    tensor([1.0000, 0.4966], dtype=torch.float64)
+    """
 
     name = "adc"
     label = "adc"
@@ -27,12 +44,29 @@ class ADC(SignalModel):
 
     def unsupported(self, gtab: GradientTable) -> str | None:
         """See `SignalModel`."""
-        raise NotImplementedError
+        if problem := weighting_problem(gtab):
+            return problem
+        count = gtab.n_directions
+        if count < 3:
+            return f"The ADC needs 3 directions; this scan has {count} ({gtab.summary()})."
+        smallest = np.linalg.svd(gtab.bvecs[~gtab.b0_mask], compute_uv=False)[-1]
+        if smallest < 0.1:
+            return f"The ADC needs directions that span space; this scan's {count} lie in one plane."
+        return None
 
-    def signal(self, theta: Tensor, gtab: GradientTable) -> Tensor:
-        """See `SignalModel`."""
-        raise NotImplementedError
+    def design(self, gtab: GradientTable) -> NDArray[np.float64]:
+        """See `LogLinearModel`."""
+        return np.stack([-gtab.bvals / 1000, np.ones(len(gtab))], axis=1)
+
+    def geometric_groups(self, gtab: GradientTable) -> NDArray[np.float64]:
+        """See `LogLinearModel`."""
+        members = [np.flatnonzero(gtab.b0_mask), *(np.array(shell.indices) for shell in gtab.shells)]
+        return np.stack([np.isin(np.arange(len(gtab)), m) / len(m) for m in members if len(m)])
 
     def maps(self, theta: Tensor) -> dict[str, Tensor]:
         """See `SignalModel`."""
-        raise NotImplementedError
+        return {"adc": theta[..., 0].clamp_min(0) * 1e-3, "s0": theta[..., 1].exp()}
+
+    def unphysical(self, theta: Tensor) -> Tensor:
+        """See `SignalModel`."""
+        return theta[..., 0] < 0

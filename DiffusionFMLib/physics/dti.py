@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.maps import MapSpec
-from DiffusionFMLib.physics.model import Parameter, SignalModel
+from DiffusionFMLib.physics.model import LogLinearModel, Parameter, weighting_problem
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,8 +17,29 @@ if TYPE_CHECKING:
 _DIFFUSIVITY = (0.0, 3e-3)
 
 
-class DTI(SignalModel):
-    """Diffusion tensor, S = S0 exp(-b g'Dg) (Basser et al., 1994)."""
+MIN_DIFFUSIVITY = 1e-6
+"""Eigenvalues are raised to this before FA, MD, AD and RD are taken, um2/ms (as DIPY does at b = 1000)."""
+
+RANK_TOLERANCE = 1e-3
+"""Singular values of a design below this fraction of the largest carry noise, not information."""
+
+
+class DTI(LogLinearModel):
+    """Diffusion tensor, S = S0 exp(-b g'Dg) (Basser et al., 1994).
+
+    FA, MD, AD, RD and V1 come from eigenvalues raised to `MIN_DIFFUSIVITY`; the tensor map is what was fitted.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from DiffusionFMLib.gradients import GradientTable
+    >>> gtab = GradientTable([0, 1000], [[0, 0, 0], [1, 0, 0]])
+    >>> theta = torch.tensor([1.7, 0, 0, 0.3, 0, 0.3, 0], dtype=torch.float64)
+    >>> DTI().signal(theta, gtab)
+    tensor([1.0000, 0.1827], dtype=torch.float64)
+    >>> round(float(DTI().maps(theta)["fa"]), 4)
+    0.7989
+    """
 
     name = "dti"
     label = "tensor"
@@ -40,12 +64,57 @@ class DTI(SignalModel):
 
     def unsupported(self, gtab: GradientTable) -> str | None:
         """See `SignalModel`."""
-        raise NotImplementedError
+        if problem := weighting_problem(gtab):
+            return problem
+        count = gtab.n_directions
+        if count < 6:
+            return f"The tensor needs 6 non-collinear directions; this scan has {count} ({gtab.summary()})."
+        design = self.design(gtab)
+        rank = np.linalg.matrix_rank(design[~gtab.b0_mask, :6], RANK_TOLERANCE * np.linalg.norm(design, 2))
+        if rank < 6:
+            return (
+                f"The tensor needs directions that determine its 6 components; this scan's {count} determine only "
+                f"{rank} (they lie in a plane or on a cone)."
+            )
+        rank = np.linalg.matrix_rank(design, RANK_TOLERANCE * np.linalg.norm(design, 2))
+        if rank < 7:
+            return (
+                f"The tensor and S0 are 7 unknowns; this scan's b-values and directions determine only {rank} "
+                f"({gtab.summary()})."
+            )
+        return None
 
-    def signal(self, theta: Tensor, gtab: GradientTable) -> Tensor:
-        """See `SignalModel`."""
-        raise NotImplementedError
+    def design(self, gtab: GradientTable) -> NDArray[np.float64]:
+        """See `LogLinearModel`."""
+        x, y, z = gtab.bvecs.T
+        products = np.stack([x * x, 2 * x * y, 2 * x * z, y * y, 2 * y * z, z * z, np.ones_like(x)], axis=1)
+        products[:, :6] *= -gtab.bvals[:, None] / 1000
+        return products
 
     def maps(self, theta: Tensor) -> dict[str, Tensor]:
         """See `SignalModel`."""
-        raise NotImplementedError
+        import torch
+
+        from DiffusionFMLib.physics.tensor_algebra import fractional_anisotropy, principal_axis
+
+        tensor = theta[..., :6]
+        eigenvalues, v1 = principal_axis(tensor)
+        l1, l2, l3 = (value.clamp_min(MIN_DIFFUSIVITY) for value in eigenvalues)
+        fa = fractional_anisotropy(l1, l2, l3)
+        return {
+            "fa": fa,
+            "md": (l1 + l2 + l3) * (1e-3 / 3),
+            "ad": l1 * 1e-3,
+            "rd": (l2 + l3) * (1e-3 / 2),
+            # stacked in front, so that each component stays contiguous over voxels
+            "v1": torch.stack(v1).movedim(0, -1),
+            "colorfa": torch.stack([component.abs() * fa for component in v1]).movedim(0, -1),
+            "tensor": tensor * 1e-3,
+            "s0": theta[..., 6].exp(),
+        }
+
+    def unphysical(self, theta: Tensor) -> Tensor:
+        """See `SignalModel`."""
+        from DiffusionFMLib.physics.tensor_algebra import positive_definite
+
+        return ~positive_definite(theta[..., :6])

@@ -10,6 +10,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.maps import MapSpec
 
@@ -68,3 +71,49 @@ class SignalModel(ABC):
     @abstractmethod
     def maps(self, theta: Tensor) -> dict[str, Tensor]:
         """Maps of parameters theta, shape (..., P), in the units of `map_specs`: each (...) or (..., C)."""
+
+    @abstractmethod
+    def unphysical(self, theta: Tensor) -> Tensor:
+        """Where parameters theta, shape (..., P), lie outside what is physically possible: bool, shape (...)."""
+
+
+class LogLinearModel(SignalModel):
+    """Model whose log signal is linear in its parameters: ln S = design @ theta."""
+
+    @abstractmethod
+    def design(self, gtab: GradientTable) -> NDArray[np.float64]:
+        """Design matrix, shape (N, P), in physics' units."""
+
+    def geometric_groups(self, gtab: GradientTable) -> NDArray[np.float64] | None:
+        """Volumes that a nonlinear fit must average in the log domain first.
+
+        Parameters
+        ----------
+        gtab : GradientTable, N volumes
+
+        Returns
+        -------
+        ndarray, shape (G, N), or None
+            Row-stochastic averaging matrix; None when every volume stands for itself.
+        """
+        return None
+
+    def signal(self, theta: Tensor, gtab: GradientTable) -> Tensor:
+        """See `SignalModel`."""
+        design = theta.new_tensor(self.design(gtab))
+        return (theta @ design.T).exp()
+
+
+def weighting_problem(gtab: GradientTable) -> str | None:
+    """Why no diffusivity can be told from these b-values, as a sentence for the user; None when one can."""
+    if gtab.trace_mask.any():
+        return (
+            f"{int(gtab.trace_mask.sum())} volume(s) have a b-value above {gtab.b0_threshold:g} s/mm2 but no direction "
+            "(a vendor's trace images); they must be set aside first."
+        )
+    shells = gtab.shells
+    if not shells:
+        return f"All {len(gtab)} volumes are b0: there is no diffusion weighting."
+    if len(shells) == 1 and not gtab.b0_mask.any():
+        return f"All {len(gtab)} volumes are at b = {shells[0].bval:.0f} s/mm2; a b0 or a second b-value is needed."
+    return None
