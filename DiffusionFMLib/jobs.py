@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from DiffusionFMLib import __version__
-from DiffusionFMLib.errors import DeviceError, OutputError, ProtocolError, SettingsError
+from DiffusionFMLib.errors import OutputError, ProtocolError, SettingsError
 from DiffusionFMLib.events import Artifact
+from DiffusionFMLib.maps import RESIDUAL, STATUS, FitStatus
 from DiffusionFMLib.physics import MODELS
 from DiffusionFMLib.reporting import JobReport
 from DiffusionFMLib.session import Fitted, Session
@@ -100,17 +101,11 @@ def resolve_device(settings: Settings) -> str:
     DeviceError
         If the graphics card was asked for and there is none.
     """
-    wanted = getattr(settings, "device", "cpu")
-    if wanted == "cpu":
+    if not isinstance(settings, FitSettings):
         return "cpu"
-    import torch
+    from DiffusionFMLib.fitting.device import choose_device
 
-    if torch.cuda.is_available():
-        return "cuda"
-    if wanted == "cuda":
-        msg = "The device cuda was chosen, but PyTorch finds no graphics card that it can use."
-        raise DeviceError(msg, "Choose the device auto or cpu, or install a PyTorch build for the card.")
-    return "cpu"
+    return choose_device(settings.device).type
 
 
 # --- info ------------------------------------------------------------------------------------------------
@@ -134,3 +129,174 @@ def _read(settings: ScanSettings, report: JobReport, session: Session) -> Acquis
 def _support(acquisition: Acquisition) -> dict[str, str | None]:
     """Why a model cannot be fitted to the scan, or null, by model."""
     return {name: model.unsupported(acquisition.gtab) for name, model in MODELS.items()}
+
+
+# --- fit -------------------------------------------------------------------------------------------------
+
+
+def _fit(
+    settings: FitSettings, report: JobReport, session: Session, arrays: Path | None
+) -> tuple[dict[str, Any], Fitted, Acquisition]:
+    from DiffusionFMLib import fitting
+    from DiffusionFMLib.io import outputs
+
+    out = _output_folder(settings.out, arrays)
+    model = MODELS[settings.model]
+    if settings.method not in model.methods:
+        msg = f"Model {settings.model} has no estimator {settings.method}; it has {', '.join(model.methods)}."
+        raise SettingsError(msg, "Choose one of them.")
+    acquisition = _read(settings, report, session)
+    reason = model.unsupported(acquisition.gtab)
+    if reason is not None:
+        raise ProtocolError(reason, "Choose another model, or a scan with more directions.")
+    report.enter(CHECK)
+    quality = session.quality(report)
+    key = _key(session.digest(), settings, FitSettings)
+
+    names = [spec.name for spec in (*model.map_specs, RESIDUAL, STATUS)]
+    finished = outputs.finished_maps(out, acquisition.name, model.label, names, settings.method, key)
+    fitted = session.fitted(key)
+    if fitted is None and len(finished) == len(names):
+        report.enter(WRITE)
+        fitted = Fitted(settings, outputs.read_maps(finished))
+    if fitted is None:
+        report.enter(PREPARE)
+        prepared = session.prepare(settings, report)
+        report.enter(FIT)
+        provenance = _provenance(settings, key, prepared)
+        maps = fitting.fit(prepared, model, settings, report).maps
+        fitted = Fitted(settings, {name: replace(map, provenance=provenance) for name, map in maps.items()})
+    session.keep(key, fitted)
+
+    report.enter(WRITE)
+    _announce_file(report, outputs.write_dataset_description(out), "sidecar", "dataset_description")
+    path = out / f"{acquisition.name}_desc-quality_dwi.json"
+    _announce_file(report, outputs.write_json(path, quality.to_dict()), "sidecar", "quality")
+    for done, (name, map) in enumerate(fitted.maps.items()):
+        report.progress(done, len(fitted.maps), WRITE)
+        path = finished.get(name) or outputs.write_map(map, out, acquisition.name, model.label, settings.method)
+        _announce_map(report, map, path, arrays)
+    report.progress(1, 1, WRITE)
+    result = {
+        "name": acquisition.name, "out": str(out), "maps": list(fitted.maps), "reused": list(finished),
+        "quality": quality.to_dict(), "models": _support(acquisition),
+    }  # fmt: skip
+    return result, fitted, acquisition
+
+
+def _key(digest: str, settings: FitSettings, kind: type[FitSettings]) -> str:
+    """SHA-256 of all that decides a result: scan, settings of that class, version."""
+    return hashlib.sha256(json.dumps([digest, _relevant(settings, kind), __version__], sort_keys=True).encode()).hexdigest()
+
+
+def _relevant(settings: FitSettings, kind: type[FitSettings]) -> dict[str, Any]:
+    """The settings that decide a result: neither paths nor where it was computed."""
+    return {
+        f.name: getattr(settings, f.name)
+        for f in fields(kind)
+        if not f.metadata["path"] and f.name not in _NOT_IN_KEY
+    }
+
+
+def _provenance(settings: FitSettings, key: str, acquisition: Acquisition) -> dict[str, Any]:
+    return {
+        "key": key,
+        "model": settings.model,
+        "method": settings.method,
+        "settings": _relevant(settings, FitSettings),
+        "version": __version__,
+        "gradients": acquisition.gtab.summary(),
+        "notes": [*acquisition.notes, *acquisition.gtab.notes],
+    }
+
+
+# --- track -----------------------------------------------------------------------------------------------
+
+
+def _track(settings: TrackSettings, report: JobReport, session: Session, arrays: Path | None) -> dict[str, Any]:
+    from DiffusionFMLib import tractography
+    from DiffusionFMLib.io import outputs, read_mask, write_tracts
+
+    if settings.model != "dti":
+        msg = f"Streamlines follow the diffusion tensor; the model is {settings.model}."
+        raise SettingsError(msg, "Choose the model dti.")
+    if settings.min_length >= settings.max_length:
+        msg = f"min_length is {settings.min_length:g} mm and max_length {settings.max_length:g} mm."
+        raise SettingsError(msg, "Choose a minimum below the maximum.")
+    seeds = None
+    if settings.seed_mask:
+        # before the fit, so that a mask of another scan does not cost its time
+        seeds = read_mask(Path(settings.seed_mask), _read(settings, report, session), settings.seed_label)
+    result, fitted, acquisition = _fit(settings, report, session, arrays)
+
+    report.enter(TRACK)
+    inside = fitted.maps["status"].data != FitStatus.OUTSIDE
+    tracts = tractography.track(fitted.maps["tensor"].data, inside, acquisition.affine, settings, report, seeds)
+    report.check()
+    name = f"{acquisition.name}_model-tensor_desc-{settings.tracker}_tractography"
+    path = Path(settings.out) / f"{name}.{settings.tract_format}"
+    write_tracts(path, tracts.streamlines, acquisition.affine, acquisition.shape, tracts.fa)
+    copy = None
+    if arrays is not None:
+        copy = arrays / f"{name}.npz"
+        with outputs.replacing(copy) as temporary, temporary.open("wb") as file:
+            np.savez(file, points=tracts.points, offsets=tracts.offsets, fa=tracts.fa)
+    report.artifact(Artifact(report.id, str(path), "tracts", settings.tracker, "Tracts", array=str(copy) if copy else None))
+    report.progress(1, 1, TRACK)
+    return {**result, "tracts": [path.name], "count": len(tracts)}
+
+
+# --- convert and simulate --------------------------------------------------------------------------------
+
+
+# --- files -----------------------------------------------------------------------------------------------
+
+
+def _output_folder(name: str, arrays: Path | None = None) -> Path:
+    """The output folder, which can be made or written to; nothing is made yet.
+
+    Raises
+    ------
+    SettingsError
+        If none was given.
+    OutputError
+        If it cannot be used.
+    """
+    if not name:
+        msg = "No output folder was given."
+        raise SettingsError(msg, "Name one with out.")
+    for folder in filter(None, (Path(name), arrays)):
+        there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+        if not there.is_dir():
+            msg = f"Results cannot go to {folder}: {there} is a file; expected a folder."
+            raise OutputError(msg, "Choose another output folder.")
+        if not os.access(there, os.W_OK | os.X_OK):
+            msg = f"Results cannot go to {folder}: {there} cannot be written to."
+            raise OutputError(msg, "Choose another output folder, or change its permissions.")
+    return Path(name)
+
+
+def _announce_file(report: JobReport, path: Path, role: str, name: str) -> None:
+    report.artifact(Artifact(report.id, str(path), role, name))
+
+
+def _announce_map(report: JobReport, map: ParameterMap, path: Path, arrays: Path | None) -> None:
+    spec = map.spec
+    copy = None
+    if arrays is not None:
+        # Slicer's arrays run k, j, i
+        copy = _save_array(arrays / f"{path.name.removesuffix('.nii.gz')}.npy", np.swapaxes(map.data, 0, 2))
+    window = spec.window if spec.window[1] > spec.window[0] else None
+    report.artifact(
+        Artifact(
+            report.id, str(path), "map", spec.name, spec.title, spec.unit, window, spec.colors, copy, map.affine.tolist()
+        )
+    )  # fmt: skip
+
+
+def _save_array(path: Path, array: NDArray[Any]) -> str:
+    from DiffusionFMLib.io import outputs
+
+    with outputs.replacing(path) as temporary, temporary.open("wb") as file:
+        np.save(file, np.ascontiguousarray(array, np.float32))
+    return str(path)

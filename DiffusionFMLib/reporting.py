@@ -27,7 +27,7 @@ class JobReport:
     id : str
         The request's.
     emit : callable
-        Takes each `Event`; called from the job's thread.
+        Takes each `Event`; called from one thread at a time.
     cancelled : threading.Event
         Set by whoever wants the job to stop.
     """
@@ -42,6 +42,7 @@ class JobReport:
         self._fraction = 0.0
         self._last = ("", 0.0)
         self._warned: set[tuple[str, str]] = set()
+        self._lock = threading.Lock()
 
     def plan(self, costs: Mapping[str, float]) -> None:
         """Declare the job's stages in their order, with their expected cost in any common unit."""
@@ -61,21 +62,24 @@ class JobReport:
         self.check()
         begin, end = self._spans.get(stage, self._span)
         part = min(max(done / total, 0.0), 1.0) if total > 0 else 1.0
-        # a stage's inner steps may each count from zero: the whole never goes back
-        self._fraction = max(self._fraction, begin + part * (end - begin))
-        now = time.monotonic()
-        if stage == self._last[0] and now - self._last[1] < PROGRESS_INTERVAL and done < total:
-            return
-        self._last = (stage, now)
-        elapsed = now - self._begun
-        eta = elapsed * (1 - self._fraction) / self._fraction if elapsed > _SETTLED and self._fraction > 0 else None
-        self._emit(Progress(self.id, float(done), float(total), stage, round(self._fraction, 4), eta))
+        # a fit's threads report too
+        with self._lock:
+            # a stage's inner steps may each count from zero: the whole never goes back
+            self._fraction = max(self._fraction, begin + part * (end - begin))
+            now = time.monotonic()
+            if stage == self._last[0] and now - self._last[1] < PROGRESS_INTERVAL and done < total:
+                return
+            self._last = (stage, now)
+            elapsed = now - self._begun
+            eta = elapsed * (1 - self._fraction) / self._fraction if elapsed > _SETTLED and self._fraction > 0 else None
+            self._emit(Progress(self.id, float(done), float(total), stage, round(self._fraction, 4), eta))
 
     def warning(self, code: str, message: str) -> None:
         """See `Report`; the same warning is told once."""
-        if (code, message) not in self._warned:
-            self._warned.add((code, message))
-            self._emit(Warned(self.id, code, message))
+        with self._lock:
+            if (code, message) not in self._warned:
+                self._warned.add((code, message))
+                self._emit(Warned(self.id, code, message))
 
     def check(self) -> None:
         """See `Report`."""

@@ -30,8 +30,9 @@ from typing import Any
 
 from DiffusionFMLib.errors import JobCancelled, SettingsError
 from DiffusionFMLib.events import Cancelled, Event, Finished, Result, Started
-from DiffusionFMLib.jobs import Session, discard_temporaries, resolve_device, run
+from DiffusionFMLib.jobs import discard_temporaries, resolve_device, run
 from DiffusionFMLib.reporting import JobReport, failure
+from DiffusionFMLib.session import Session
 from DiffusionFMLib.settings import JOBS
 
 OPERATIONS = ("run", "query", "cancel", "shutdown")

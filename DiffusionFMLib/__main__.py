@@ -1,0 +1,7 @@
+"""``python -m DiffusionFMLib`` is ``diffusionfm``."""
+
+import sys
+
+from DiffusionFMLib.cli import main
+
+sys.exit(main())

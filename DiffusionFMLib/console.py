@@ -1,0 +1,139 @@
+"""What the command line shows: a progress bar, warnings and errors on stderr, results on stdout."""
+
+from __future__ import annotations
+
+import math
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from DiffusionFMLib.events import Artifact, Cancelled, Event, Failed, Result, Warned
+from DiffusionFMLib.events import Progress as ProgressEvent
+
+LIGHTS = {"green": "green", "amber": "yellow", "red": "red"}
+
+
+class EventSink:
+    """Shows events in a terminal; plain lines when stderr is none.
+
+    Parameters
+    ----------
+    quiet : bool
+        Only warnings and errors.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._console = Console(stderr=True, soft_wrap=True, highlight=False)
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._stage = ""
+        self.result: dict[str, Any] = {}
+        self.artifacts: list[Artifact] = []
+
+    def __enter__(self) -> EventSink:
+        if self._console.is_terminal and not self._quiet:
+            columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()
+            self._bar = Progress(*columns, TextColumn("{task.fields[left]}"), TimeElapsedColumn(), console=self._console)
+            self._task = self._bar.add_task("Starting", total=1.0, left="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Show an event, and keep the result and artifacts."""
+        match event:
+            case ProgressEvent():
+                self._advance(event)
+            case Warned():
+                self._console.print(f"[yellow]warning:[/] {escape(event.message)}")
+            case Failed():
+                self._console.print(f"[red]error:[/] {escape(event.message)}")
+                if event.hint:
+                    self._console.print(f"  {escape(event.hint)}")
+                if event.traceback:
+                    self._console.print(event.traceback, markup=False)
+            case Cancelled():
+                self._console.print("cancelled: what was finished is kept, and a rerun continues there")
+            case Result():
+                self.result = event.data
+            case Artifact():
+                self.artifacts.append(event)
+            case _:
+                pass
+
+    def _advance(self, event: ProgressEvent) -> None:
+        if self._bar is not None and self._task is not None:
+            left = "" if event.eta is None else f"{_duration(event.eta)} left"
+            self._bar.update(self._task, completed=event.fraction, description=event.stage, left=left)
+        elif not self._quiet and event.stage != self._stage:
+            self._stage = event.stage
+            self._console.print(f"{event.fraction:4.0%} {event.stage}", markup=False)
+
+
+def show_result(job: str, result: dict[str, Any]) -> None:
+    """Print a finished job's result for people, on stdout."""
+    console = Console(highlight=False, soft_wrap=True)
+    if job == "info":
+        _show_scan(console, result)
+        return
+    if "quality" in result:
+        quality = result["quality"]
+        console.print(f"{escape(result['name'])}: {escape(quality['facts'])}, quality [{_color(quality)}]{quality['light']}[/]")
+    reused = result.get("reused") or []
+    if reused:
+        console.print(f"kept from an earlier run: {', '.join(reused)}", markup=False)
+    for label in ("maps", "tracts", "files"):
+        if result.get(label):
+            console.print(f"{label}: {', '.join(result[label])}", markup=False)
+    if "count" in result:
+        console.print(f"{result['count']} streamlines", markup=False)
+    console.print(f"in {result['out']}", markup=False)
+
+
+def _show_scan(console: Console, result: dict[str, Any]) -> None:
+    quality = result["quality"]
+    table = Table(show_header=False, box=None, title=escape(result["name"]), title_justify="left")
+    table.add_row("scan", escape(quality["facts"]))
+    table.add_row("quality", f"[{_color(quality)}]{quality['light']}[/]")
+    for name, value in quality.items():
+        if name not in ("facts", "light", "findings"):
+            table.add_row(name.replace("_", " "), escape(_text(value)))
+    for model, reason in result["models"].items():
+        table.add_row(f"model {model}", "supported" if reason is None else escape(reason))
+    console.print(table)
+    for finding in quality["findings"]:
+        console.print(f"- {finding}", markup=False)
+
+
+def _color(quality: dict[str, Any]) -> str:
+    return LIGHTS.get(quality["light"], "default")
+
+
+def _text(value: Any) -> str:
+    """A value of the quality summary, short."""
+    match value:
+        case None:
+            return "not known"
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:.4g}"
+        case dict():
+            return ", ".join(f"{k} {_text(v)}" for k, v in value.items())
+        case list() | tuple():
+            return ", ".join(map(_text, value)) or "none"
+        case _:
+            return str(value)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

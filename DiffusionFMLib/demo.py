@@ -1,0 +1,126 @@
+"""The main job on a simulated scan, or the user's, without a viewer: maps, tracts and a figure of them."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from DiffusionFMLib.errors import DiffusionFMError
+from DiffusionFMLib.events import Artifact, Event, Finished
+from DiffusionFMLib.reporting import failure
+from DiffusionFMLib.session import Session
+from DiffusionFMLib.settings import Settings, SimulateSettings, TrackSettings, option
+from DiffusionFMLib.worker import Request, execute
+
+if TYPE_CHECKING:
+    from DiffusionFMLib.console import EventSink
+
+FIGURE = "figure.png"
+
+
+@dataclass(frozen=True)
+class DemoSettings(Settings):
+    """Maps, tracts and a figure of a simulated scan, or of yours."""
+
+    dwi: str = option("", "Diffusion scan; one is simulated when not given.", path=True)
+    out: str = option("demo", "Folder that everything goes to.", path=True)
+    device: str = option("auto", "Where to compute.", choices=("auto", "cpu", "cuda"))
+    voxel_size: float = option(2.5, "Voxel edge of the simulated scan.", minimum=1, maximum=5, unit="mm")
+
+
+def demo(settings: DemoSettings, sink: EventSink, cancelled: threading.Event) -> Event:
+    """Simulate if need be, fit, track, and draw; returns the event that ended it."""
+    session = Session()
+    dwi = settings.dwi
+    if not dwi:
+        simulate = SimulateSettings(out=str(Path(settings.out) / "scan"), voxel_size=settings.voxel_size)
+        terminal = _run("simulate", simulate, sink, cancelled, session, None)
+        if not isinstance(terminal, Finished):
+            return terminal
+        dwi = sink.result["dwi"]
+    track = TrackSettings(dwi=dwi, out=str(Path(settings.out) / "maps"), device=settings.device, max_count=3000)
+    with tempfile.TemporaryDirectory(prefix="diffusionfm-") as arrays:
+        terminal = _run("track", track, sink, cancelled, session, arrays)
+        if isinstance(terminal, Finished):
+            try:
+                draw(sink.artifacts, Path(settings.out) / FIGURE)
+            except (DiffusionFMError, OSError, ImportError) as error:
+                terminal = failure(terminal.id, error)
+                sink(terminal)
+    sink.result = {**sink.result, "files": [FIGURE], "out": settings.out}
+    return terminal
+
+
+def _run(
+    job: str, settings: Settings, sink: EventSink, cancelled: threading.Event, session: Session, arrays: str | None
+) -> Event:
+    return execute(Request(job, "run", {"job": job, "settings": settings.to_dict(), "arrays": arrays}, cancelled), sink, session)
+
+
+def draw(artifacts: list[Artifact], path: Path) -> None:
+    """Draw colour FA, FA and MD in three planes, and the tracts from three sides.
+
+    Parameters
+    ----------
+    artifacts : list of Artifact
+        Of a ``track`` job that was asked for arrays.
+    path : Path
+        PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    arrays = {a.name: a for a in artifacts if a.role == "map" and a.array}
+    volumes = {name: _canonical(arrays[name]) for name in ("colorfa", "fa", "md", "status")}
+    tracts = next(a for a in artifacts if a.role == "tracts")
+    inside = np.argwhere(volumes["status"] > 0)
+    low, high = inside.min(0), inside.max(0) + 1
+    middle = np.rint(inside.mean(0)).astype(int)
+
+    figure = Figure(figsize=(12, 9), facecolor="black", layout="constrained")
+    axes = figure.subplots(3, 4)
+    for row, axis in enumerate((0, 1, 2)):
+        plane = tuple(middle[a] if a == axis else slice(low[a], high[a]) for a in range(3))
+        across, up = (a for a in range(3) if a != axis)
+        extent = (0, high[across] - low[across], 0, high[up] - low[up])
+        for column, name in enumerate(("colorfa", "fa", "md")):
+            image = np.swapaxes(volumes[name][plane], 0, 1)
+            vmin, vmax = arrays[name].window or (0, 1)
+            axes[row, column].imshow(
+                np.clip(image, 0, 1) if image.ndim == 3 else image, origin="lower", cmap="gray", vmin=vmin, vmax=vmax, extent=extent
+            )  # fmt: skip
+            if row == 0:
+                axes[row, column].set_title(arrays[name].title, color="white")
+        _draw_tracts(axes[row, 3], Path(tracts.array or ""), (across, up))
+    axes[0, 3].set_title("Tracts", color="white")
+    for ax in axes.flat:
+        ax.set_axis_off()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    figure.savefig(temporary, dpi=100, format="png")
+    temporary.replace(path)
+
+
+def _canonical(artifact: Artifact) -> np.ndarray:
+    """A map's data with its axes nearest to RAS, so that every scan is drawn the same way up."""
+    from nibabel.orientations import apply_orientation, io_orientation
+
+    data = np.swapaxes(np.load(artifact.array or ""), 0, 2)
+    return apply_orientation(data, io_orientation(np.array(artifact.affine)))
+
+
+def _draw_tracts(ax: object, path: Path, axes: tuple[int, int]) -> None:
+    from matplotlib.collections import LineCollection
+
+    with np.load(path) as tracts:
+        points, offsets = tracts["points"], tracts["offsets"]
+    lines = np.split(points, offsets[1:-1])
+    ends = np.array([line[-1] - line[0] for line in lines])
+    colors = np.abs(ends) / np.maximum(np.linalg.norm(ends, axis=1, keepdims=True), 1e-6)
+    ax.add_collection(LineCollection([line[:, axes] for line in lines], colors=colors, linewidths=0.3, alpha=0.6))
+    ax.autoscale()
+    ax.set_aspect("equal")
