@@ -38,7 +38,7 @@ class DTI(LogLinearModel):
     >>> DTI().signal(theta, gtab)
     tensor([1.0000, 0.1827], dtype=torch.float64)
     >>> round(float(DTI().maps(theta)["fa"]), 4)
-    0.7989
+    0.799
     """
 
     name = "dti"
