@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from DiffusionFMLib.physics.adc import ADC
 from DiffusionFMLib.physics.dti import DTI
-from DiffusionFMLib.physics.model import Parameter, SignalModel
+from DiffusionFMLib.physics.model import LogLinearModel, Parameter, SignalModel
 
 MODELS: dict[str, SignalModel] = {model.name: model for model in (ADC(), DTI())}
 """Every model, by its name on the command line."""
@@ -12,4 +12,4 @@ MODELS: dict[str, SignalModel] = {model.name: model for model in (ADC(), DTI())}
 METHODS: tuple[str, ...] = tuple(dict.fromkeys(method for model in MODELS.values() for method in model.methods))
 """Every estimator that some model can be fitted with."""
 
-__all__ = ["ADC", "DTI", "METHODS", "MODELS", "Parameter", "SignalModel"]
+__all__ = ["ADC", "DTI", "LogLinearModel", "METHODS", "MODELS", "Parameter", "SignalModel"]

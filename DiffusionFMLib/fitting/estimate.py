@@ -1,0 +1,301 @@
+"""From a scan to maps: least-squares fits of log-linear models, tile by tile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from DiffusionFMLib.acquisition import Acquisition
+from DiffusionFMLib.errors import InputError, ProtocolError, SettingsError
+from DiffusionFMLib.events import Report
+from DiffusionFMLib.fitting.device import choose_device
+from DiffusionFMLib.fitting.least_squares import LeastSquares, Problem
+from DiffusionFMLib.fitting.tiles import MIN_TILE, Voxels, for_each_tile, tile_size
+from DiffusionFMLib.gradients import GradientTable
+from DiffusionFMLib.maps import RESIDUAL, STATUS, FitStatus, ParameterMap
+from DiffusionFMLib.physics import LogLinearModel, SignalModel
+from DiffusionFMLib.settings import FitSettings
+
+MIN_SIGNAL: Final = 1e-4
+"""Signals are raised to this before their logarithm is taken, as DIPY does (its MIN_POSITIVE_SIGNAL)."""
+
+MAX_LOG_S0: Final = 80.0
+"""Beyond this S0 is not a float32 number any more."""
+
+MAX_PARAMETER: Final = 1e3
+"""No signal of a scanner gives a larger parameter (diffusivities in um2/ms); what does is noise in the solution."""
+
+MAX_RESIDUAL: Final = 1e6
+"""Residuals are cut off here, where S0 is next to nothing."""
+
+WORKING_ARRAYS: Final = 8
+"""Arrays as large as a tile's signal that an estimator holds at once."""
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """What people have no reason to change, and tests do.
+
+    Parameters
+    ----------
+    reweightings : int
+        Of the weighted fit, each with weights from the prediction of the fit before.
+    min_signal : float
+        In the scan's unit; see `MIN_SIGNAL`.
+    max_iterations : int
+        Of the nonlinear fit.
+    double : bool
+        Compute in float64; maps are float32 all the same.
+    """
+
+    reweightings: int = 2
+    min_signal: float = MIN_SIGNAL
+    max_iterations: int = 30
+    double: bool = False
+
+
+DEFAULTS: Final = FitOptions()
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """Result of a fit.
+
+    Parameters
+    ----------
+    model : SignalModel
+    mask : array, shape (X, Y, Z), bool
+        Voxels that were fitted.
+    parameters : array, shape (V, P), float32
+        Model parameters, in physics' units, in the order of ``mask``'s voxels: ``volume[mask] = parameters``.
+    maps : dict of str to ParameterMap
+        The model's maps in its order, then ``residual`` and ``status``.
+    provenance : dict
+        How it was made; plain JSON types, the same wherever it was computed.
+    """
+
+    model: SignalModel
+    mask: NDArray[np.bool_]
+    parameters: NDArray[np.float32]
+    maps: dict[str, ParameterMap]
+    provenance: dict[str, Any]
+
+    def status_counts(self) -> dict[str, int]:
+        """Number of voxels of each status inside the mask, by the status' name in lower case."""
+        counts = np.bincount(self.maps["status"].data[self.mask].astype(np.intp), minlength=len(FitStatus))
+        return {status.name.lower(): int(counts[status]) for status in FitStatus if status is not FitStatus.OUTSIDE}
+
+
+def fit(
+    acquisition: Acquisition,
+    model: SignalModel,
+    settings: FitSettings,
+    report: Report,
+    options: FitOptions = DEFAULTS,
+) -> Fit:
+    """Fit a model to every voxel of the mask (to all voxels when there is none).
+
+    Parameters
+    ----------
+    acquisition : Acquisition
+    model : SignalModel
+    settings : FitSettings
+        Its method, device and memory_mib.
+    report : Report
+        Told after each tile of voxels, which is also where a cancelled job stops.
+    options : FitOptions
+
+    Raises
+    ------
+    ProtocolError
+        If the scan's protocol cannot feed the model.
+    SettingsError
+        If the model cannot be fitted with that method.
+    InputError
+        If the mask is empty.
+    DeviceError
+        If the chosen device is absent.
+    JobCancelled
+        If the user cancelled.
+    """
+    if settings.method not in model.methods or not isinstance(model, LogLinearModel):
+        msg = f"The method is {settings.method}; {model.title} can be fitted with {', '.join(model.methods)}."
+        raise SettingsError(msg, "Choose one of them.")
+    if problem := model.unsupported(acquisition.gtab):
+        raise ProtocolError(problem, "Choose another model, or a scan that has more directions or b-values.")
+    mask = np.ones(acquisition.shape, bool) if acquisition.mask is None else acquisition.mask
+    if not mask.any():
+        msg = f"The brain mask of {acquisition.name} is empty."
+        raise InputError(msg, "Draw one, or let it be made automatically.")
+
+    voxels = Voxels.of(acquisition.signal, mask)
+    output = Output(model, mask, voxels)
+    run = TileFit(acquisition.gtab, model, settings.method, options, voxels, output)
+    device = choose_device(settings.device)
+    if device.type == "cuda":
+        _run_on_gpu(run, device, settings.memory_mib, report)
+    else:
+        run.all_tiles(device, run.tile_size(device, settings.memory_mib), report)
+    return output.finish(acquisition, _provenance(acquisition, model, settings.method, options))
+
+
+class Output:
+    """Buffers that tiles write to: Fortran order, which image files and the viewer both read as it lies."""
+
+    def __init__(self, model: LogLinearModel, mask: NDArray[np.bool_], voxels: Voxels) -> None:
+        self.model, self.mask, self.voxels = model, mask, voxels
+        self.specs = {spec.name: spec for spec in (*model.map_specs, RESIDUAL, STATUS)}
+        self._maps = {
+            name: torch.zeros(*([len(spec.components)] if spec.components else []), mask.size)
+            for name, spec in self.specs.items()
+        }
+        self._parameters = torch.empty(len(model.parameters), len(voxels))
+
+    def write(self, start: int, count: int, theta: Tensor, maps: dict[str, Tensor]) -> None:
+        """Put the first `count` voxels of a tile in place; last axis of `theta` and `maps` is voxels."""
+        place = slice(start, start + count)
+        target = self.voxels.target[place]
+        for name, values in maps.items():
+            buffer = self._maps[name]
+            buffer.index_copy_(buffer.ndim - 1, target, values[..., :count].to(buffer))
+        self._parameters.index_copy_(1, self.voxels.rank[place], theta[:, :count].to(self._parameters))
+
+    def finish(self, acquisition: Acquisition, provenance: dict[str, Any]) -> Fit:
+        """The fit, on these buffers."""
+        maps = {}
+        for name, buffer in self._maps.items():
+            volume = buffer.numpy().reshape(*buffer.shape[:-1], *self.mask.shape[::-1]).T
+            maps[name] = ParameterMap(self.specs[name], volume, acquisition.affine, provenance)
+        return Fit(self.model, self.mask, self._parameters.numpy().T, maps, provenance)
+
+
+class TileFit:
+    """Fits tiles of voxels and writes their maps.
+
+    Parameters
+    ----------
+    gtab : GradientTable
+    model : LogLinearModel
+    method : str
+    options : FitOptions
+    voxels : Voxels
+    output : Output
+    """
+
+    def __init__(
+        self,
+        gtab: GradientTable,
+        model: LogLinearModel,
+        method: str,
+        options: FitOptions,
+        voxels: Voxels,
+        output: Output,
+    ) -> None:
+        self.gtab, self.model, self.method, self.options = gtab, model, method, options
+        self.voxels, self.output = voxels, output
+        self.dtype = torch.float64 if options.double else torch.float32
+        self.b0_rows = torch.as_tensor(np.flatnonzero(gtab.b0_mask))
+
+    def tile_size(self, device: torch.device, memory_mib: int) -> int:
+        """Voxels per tile that this much memory affords."""
+        unknowns = len(self.model.parameters)
+        rows = WORKING_ARRAYS * len(self.gtab) + 3 * unknowns * (unknowns + 1) + 100
+        return tile_size(device, rows * self.dtype.itemsize, memory_mib)
+
+    def all_tiles(self, device: torch.device, size: int, report: Report) -> None:
+        """Fit all voxels on a device, in tiles of this size."""
+        problem = Problem.of(self.model, self.gtab, device, self.dtype)
+
+        def make_worker() -> Callable[[int], None]:
+            solver = LeastSquares(problem, size)
+            signal = torch.empty(len(self.gtab), size, device=device, dtype=self.dtype)
+            log_signal = torch.empty_like(signal)
+            return lambda start: self._tile(start, solver, signal, log_signal)
+
+        for_each_tile(len(self.voxels), size, device, make_worker, report)
+
+    def _tile(self, start: int, solver: LeastSquares, signal: Tensor, log_signal: Tensor) -> None:
+        count = self.voxels.read(start, signal.shape[1], signal)
+        torch.clamp(signal, min=self.options.min_signal, out=log_signal).log_()
+        converged = None
+        if self.method == "ols":
+            theta = solver.ordinary(log_signal)
+        else:
+            theta = solver.weighted(log_signal, self.options.reweightings)
+        if self.method == "nlls":
+            theta, converged = solver.nonlinear(log_signal, theta, self.options.max_iterations)
+
+        usable = self._usable(signal, theta)
+        # most tiles have none, so the test pays
+        all_usable = bool(usable.all())
+        if not all_usable:
+            theta = torch.where(usable, theta, 0.0)
+        maps = {
+            name: values.movedim(-1, 0) if values.ndim > 1 else values
+            for name, values in self.model.maps(theta.T).items()
+        }
+        maps["residual"] = self._residual(solver.problem.design.matrix, signal, theta, log_signal)
+        if not all_usable:
+            maps = {name: torch.where(usable, values, 0.0) for name, values in maps.items()}
+        status = torch.where(self.model.unphysical(theta.T), FitStatus.CLIPPED, FitStatus.OK)
+        if converged is not None:
+            status = torch.where(converged, status, FitStatus.NOT_CONVERGED)
+        maps["status"] = torch.where(usable, status, FitStatus.DEGENERATE)
+        self.output.write(start, count, theta, maps)
+
+    def _usable(self, signal: Tensor, theta: Tensor) -> Tensor:
+        """Which voxels of a tile have a signal that tells something, bool, shape (V,)."""
+        highest = signal.amax(0)
+        usable = (highest > self.options.min_signal) & (highest > signal.amin(0))
+        if len(self.b0_rows):
+            usable &= signal[self.b0_rows].amax(0) > self.options.min_signal
+        # written so that NaN fails too
+        return usable & (theta.abs().amax(0) < MAX_PARAMETER) & (theta[-1].abs() < MAX_LOG_S0)
+
+    def _residual(self, design: Tensor, signal: Tensor, theta: Tensor, buffer: Tensor) -> Tensor:
+        """Root mean square of measured minus fitted signal over S0, shape (V,); overwrites `signal` and `buffer`."""
+        attenuation = torch.mm(design[:, :-1], theta[:-1], out=buffer).clamp_(-MAX_LOG_S0, MAX_LOG_S0 / 2).exp_()
+        difference = signal.mul_((-theta[-1]).exp()).sub_(attenuation)
+        return difference.square_().mean(0).sqrt_().clamp_(max=MAX_RESIDUAL)
+
+
+def _run_on_gpu(run: TileFit, device: torch.device, memory_mib: int, report: Report) -> None:
+    """Fit on the GPU; when its memory runs out in smaller tiles, and in the end on the CPU."""
+    size = run.tile_size(device, memory_mib)
+    while True:
+        try:
+            run.all_tiles(device, size, report)
+            return
+        except torch.cuda.OutOfMemoryError:
+            torch.cuda.empty_cache()
+        if size // 4 < MIN_TILE:
+            break
+        size //= 4
+        report.warning("gpu-memory", f"The GPU ran out of memory; the fit starts again in tiles of {size} voxels.")
+    report.warning("gpu-memory", "The GPU has too little free memory; the fit starts again on the CPU.")
+    cpu = torch.device("cpu")
+    run.all_tiles(cpu, run.tile_size(cpu, memory_mib), report)
+
+
+def _provenance(acquisition: Acquisition, model: SignalModel, method: str, options: FitOptions) -> dict[str, Any]:
+    gtab = acquisition.gtab
+    facts: dict[str, Any] = {
+        "model": model.title,
+        "method": method,
+        "shells": [{"bval": round(shell.bval, 1), "volumes": len(shell)} for shell in gtab.shells],
+        "b0_volumes": int(gtab.b0_mask.sum()),
+        "min_signal": options.min_signal,
+        "precision": "float64" if options.double else "float32",
+        "notes": [*acquisition.notes, *gtab.notes],
+    }
+    if method != "ols":
+        facts["reweightings"] = options.reweightings
+    if method == "nlls":
+        facts["max_iterations"] = options.max_iterations
+    return facts

@@ -1,0 +1,151 @@
+"""Voxels in tiles: how a fit reads a scan without ever copying the whole of it, and shares the work out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from threading import local
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from DiffusionFMLib.events import Report
+from DiffusionFMLib.fitting.device import cpu_workers, one_thread_per_operation
+
+CPU_TILE = 8192
+"""Voxels in a tile on the CPU, so that its arrays stay in the cache."""
+
+CUDA_TILE = 1 << 18
+"""Voxels in a tile on a GPU, memory allowing."""
+
+MIN_TILE = 1024
+"""Tiles are not made smaller than this to save memory."""
+
+
+@dataclass(frozen=True, eq=False)
+class Voxels:
+    """The voxels to fit, in an order that reads the signal from front to back.
+
+    Parameters
+    ----------
+    flat : Tensor, shape (N, all voxels) or (all voxels, N), by `volumes_first`
+        View of the scan's signal.
+    volumes_first : bool
+    source : Tensor, shape (V,), int64
+        Position of each voxel in `flat`.
+    target : Tensor, shape (V,), int64
+        Its position in an (X, Y, Z) array in Fortran order.
+    rank : Tensor, shape (V,), int64
+        Its position among the mask's voxels in C order.
+    """
+
+    flat: Tensor
+    volumes_first: bool
+    source: Tensor
+    target: Tensor
+    rank: Tensor
+
+    @classmethod
+    def of(cls, signal: NDArray[np.float32], mask: NDArray[np.bool_]) -> Voxels:
+        """Lay out the voxels of a mask, shape (X, Y, Z), whatever the order the signal lies in memory."""
+        axes = sorted(range(3), key=lambda axis: -abs(signal.strides[axis]))
+        volumes_first = abs(signal.strides[3]) >= abs(signal.strides[axes[0]])
+        # contiguous for every array that readers make; anything else (a view with gaps) is copied
+        laid = np.ascontiguousarray(signal.transpose((3, *axes) if volumes_first else (*axes, 3)))
+        laid = laid.reshape(len(laid), -1) if volumes_first else laid.reshape(-1, laid.shape[3])
+        source = np.flatnonzero(mask.transpose(axes))
+        places = np.unravel_index(source, tuple(mask.shape[axis] for axis in axes))
+        x, y, z = (places[axes.index(axis)] for axis in range(3))
+        target = x + mask.shape[0] * (y + mask.shape[1] * z)
+        rank = np.cumsum(mask.ravel(), dtype=np.int32)[(x * mask.shape[1] + y) * mask.shape[2] + z] - 1
+        indices = (torch.from_numpy(index.astype(np.int64, copy=False)) for index in (source, target, rank))
+        return cls(torch.asarray(laid), volumes_first, *indices)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, start: int, size: int, out: Tensor) -> int:
+        """Signal of `size` voxels from `start` on into `out`, shape (N, size); returns how many there are.
+
+        Places past the last voxel repeat it.
+        """
+        index = self.source[start : start + size]
+        count = len(index)
+        if count < size:
+            index = torch.cat([index, index[-1:].expand(size - count)])
+        if self.volumes_first and out.device == self.flat.device and out.dtype == self.flat.dtype:
+            torch.index_select(self.flat, 1, index, out=out)
+        elif self.volumes_first:
+            out.copy_(self.flat.index_select(1, index))
+        else:
+            out.copy_(self.flat.index_select(0, index).T)
+        return count
+
+
+def tile_size(device: torch.device, row_bytes: int, memory_mib: int) -> int:
+    """Voxels per tile: on the CPU a constant, so that results do not depend on memory, unless that is very short.
+
+    Parameters
+    ----------
+    device : torch.device
+    row_bytes : int
+        Working memory per voxel.
+    memory_mib : int, MiB
+        What all tiles at work may take together.
+    """
+    workers = cpu_workers() if device.type == "cpu" else 1
+    largest = CPU_TILE if device.type == "cpu" else CUDA_TILE
+    affordable = (memory_mib << 20) // (row_bytes * workers)
+    while largest > affordable and largest > MIN_TILE:
+        largest //= 2
+    return largest
+
+
+def for_each_tile(
+    count: int, size: int, device: torch.device, make_worker: Callable[[], Callable[[int], None]], report: Report
+) -> None:
+    """Run all tiles, on the CPU by several threads.
+
+    Parameters
+    ----------
+    count : int
+        Voxels in all.
+    size : int
+        Voxels per tile.
+    device : torch.device
+    make_worker : callable
+        Called once per thread; gives the function that does the tile at a start position.
+    report : Report
+        Told after each tile; a cancelled job ends here, with all threads at rest.
+    """
+    stage = "Fitting"
+    starts = range(0, count, size)
+    report.progress(0, count, stage)
+    if device.type != "cpu":
+        work = make_worker()
+        for start in starts:
+            work(start)
+            report.progress(min(start + size, count), count, stage)
+        return
+
+    memory = local()
+
+    def run(start: int) -> None:
+        if not hasattr(memory, "work"):
+            memory.work = make_worker()
+        memory.work(start)
+
+    with one_thread_per_operation(), ThreadPoolExecutor(min(cpu_workers(), len(starts))) as pool:
+        pending: set[Future[None]] = {pool.submit(run, start) for start in starts}
+        try:
+            while pending:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                report.progress(min(count, (len(starts) - len(pending)) * size), count, stage)
+        finally:
+            for future in pending:
+                future.cancel()
