@@ -1,0 +1,219 @@
+"""Where tissue is and which way its fibres run, at any point of ICBM152 space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from DiffusionFMLib.errors import DiffusionFMError
+from DiffusionFMLib.simulation.bundles import BUNDLES, GROUPS, Bundle, curves
+
+FIELD_SPACING: Final = 2.0
+"""Grid that the fibre architecture is laid out on, mm."""
+
+FIELD_LOW: Final = np.array([-80.0, -114.0, -74.0])
+FIELD_SHAPE: Final = (81, 99, 82)
+"""Corner and size of that grid: the whole brain."""
+
+NEAR: Final = 1.6
+FAR: Final = 5.0
+"""Standard deviations that a bundle blurs with, mm: its own edge, and how far it reaches where nothing else does."""
+
+FAR_WEIGHT: Final = 0.06
+RADIAL_WEIGHT: Final = 0.12
+"""How much the far blur, and the fibres that enter the cortex at right angles, count beside a bundle's core."""
+
+POINTS_PER_CHUNK: Final = 200_000
+
+_PAIRS: Final = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
+
+
+@dataclass(frozen=True, eq=False)
+class Tissue:
+    """Volume fractions of a voxel; outside the brain all are zero.
+
+    Parameters
+    ----------
+    wm, gm, csf : array, shape (X, Y, Z), float32
+    brain : array, shape (X, Y, Z), bool
+    """
+
+    wm: NDArray[np.float32]
+    gm: NDArray[np.float32]
+    csf: NDArray[np.float32]
+    brain: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Fibres:
+    """Up to two fibre populations at each of V points.
+
+    Parameters
+    ----------
+    directions : array, shape (V, 2, 3), unit vectors in RAS
+    fractions : array, shape (V, 2)
+        Shares of the white matter; they sum to 1.
+    dispersion : array, shape (V, 2)
+        Mean square sine of the angle to the direction, 0 (parallel) to 2/3 (isotropic).
+    """
+
+    directions: NDArray[np.float32]
+    fractions: NDArray[np.float32]
+    dispersion: NDArray[np.float32]
+
+
+def tissue(shape: tuple[int, int, int], affine: NDArray[np.float64]) -> Tissue:
+    """Tissue fractions on a grid, from the ICBM152 2009a symmetric maps that nilearn ships.
+
+    Parameters
+    ----------
+    shape : tuple of int
+    affine : array, shape (4, 4)
+        Voxel to RAS mm.
+
+    Raises
+    ------
+    DiffusionFMError
+        If nilearn is not installed.
+    """
+    from scipy import ndimage
+
+    try:
+        from nilearn import datasets
+    except ImportError as error:
+        msg = "Simulating a brain needs the ICBM152 tissue maps of nilearn, which is not installed."
+        raise DiffusionFMError(msg, "Install it with pip install 'diffusionfm[train]'.") from error
+    images = [
+        datasets.load_mni152_wm_template(resolution=1),
+        datasets.load_mni152_gm_template(resolution=1),
+        datasets.load_mni152_brain_mask(resolution=1),
+    ]
+    to_template = np.linalg.inv(images[0].affine) @ affine
+    voxel = np.linalg.norm(affine[:3, :3], axis=0)
+    # a voxel's signal is the mean over it: blur to its size before sampling its centre
+    blur = 0.4 * float(np.sqrt(max(voxel.mean() ** 2 - 1, 0)))
+
+    wm, gm, brain = (np.asarray(image.dataobj, np.float32) for image in images)
+    labels, _ = ndimage.label(brain > 0.5)
+    brain = (labels == np.bincount(labels[labels > 0]).argmax()).astype(np.float32)
+    wm, gm = wm * brain, gm * brain
+    # the template calls half of the brainstem grey: there most of it is tracts
+    moved = 0.6 * gm * _brainstem(wm.shape, images[0].affine)
+    wm, gm = wm + moved, gm - moved
+
+    sampled = [
+        ndimage.affine_transform(
+            ndimage.gaussian_filter(volume, blur, truncate=3) if blur > 0.2 else volume,
+            to_template[:3, :3],
+            to_template[:3, 3],
+            output_shape=shape,
+            order=1,
+        )
+        for volume in (wm, gm, brain)
+    ]
+    wm, gm, brain = (np.clip(volume, 0, 1) for volume in sampled)
+    total = np.maximum(wm + gm, 1e-6)
+    excess = np.minimum(brain / total, 1)
+    wm, gm = wm * excess, gm * excess
+    return Tissue(wm, gm, np.clip(brain - wm - gm, 0, 1), brain > 0.5)
+
+
+def _brainstem(shape: tuple[int, ...], affine: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Soft mask of midbrain, pons and medulla."""
+    axes = [np.arange(n) * affine[i, i] + affine[i, 3] for i, n in enumerate(shape)]
+    x, y, z = np.meshgrid(*axes, indexing="ij", sparse=True)
+    centre = -26 + 0.25 * (-30 - z)
+    inside = 1.3 - ((x / 19) ** 2 + ((y - centre) / 16) ** 2)
+    return (np.clip(inside / 0.3, 0, 1) * np.clip((-6 - z) / 6, 0, 1)).astype(np.float32)
+
+
+class Architecture:
+    """The fibre orientation field: build once, look up anywhere.
+
+    Each bundle's curves are laid into a grid as dyads (tangent times tangent), blurred, and summed by group; the
+    two groups that are densest at a point are its fibre populations, so that crossings come about where bundles
+    of different groups meet.
+    """
+
+    def __init__(self) -> None:
+        from scipy import ndimage
+
+        self._groups: list[NDArray[np.float32]] = []
+        for group in GROUPS:
+            raw = np.zeros((7, *FIELD_SHAPE), np.float32)
+            for bundle in BUNDLES:
+                if bundle.group == group:
+                    raw += _rasterise(bundle)
+            near = ndimage.gaussian_filter(raw, (0, *[NEAR / FIELD_SPACING] * 3), truncate=3)
+            near += FAR_WEIGHT * ndimage.gaussian_filter(raw, (0, *[FAR / FIELD_SPACING] * 3), truncate=3)
+            self._groups.append(near)
+        self._groups.append(_radial())
+
+    def fibres(self, points: NDArray[np.float64]) -> Fibres:
+        """Fibre populations at points, shape (V, 3), mm."""
+        parts = [self._fibres(points[i : i + POINTS_PER_CHUNK]) for i in range(0, len(points), POINTS_PER_CHUNK)]
+        return Fibres(
+            np.concatenate([p.directions for p in parts]),
+            np.concatenate([p.fractions for p in parts]),
+            np.concatenate([p.dispersion for p in parts]),
+        )
+
+    def _fibres(self, points: NDArray[np.float64]) -> Fibres:
+        from scipy import ndimage
+
+        voxels = ((points - FIELD_LOW) / FIELD_SPACING).T
+        density = np.stack([ndimage.map_coordinates(g[6], voxels, order=1, mode="nearest") for g in self._groups], 1)
+        # fibres share the space: a group twice as dense does not take all of it
+        share = np.sqrt(np.maximum(density, 0))
+        order = np.argsort(-share, axis=1)[:, :2]
+        fractions = np.take_along_axis(share, order, axis=1)
+        fractions /= np.maximum(fractions.sum(axis=1, keepdims=True), 1e-6)
+        # a population too thin to be seen leaves its place to the other
+        second = np.clip((fractions[:, 1] - 0.2) / 0.3, 0, 1) * 0.5
+        fractions = np.stack([1 - second, second], axis=1)
+
+        dyads = np.empty((len(points), 2, 3, 3), np.float32)
+        for k, group in enumerate(self._groups):
+            for rank in (0, 1):
+                here = order[:, rank] == k
+                at = voxels[:, here]
+                weight = np.maximum(density[here, k], 1e-6)
+                for channel, (i, j) in enumerate(_PAIRS):
+                    value = ndimage.map_coordinates(group[channel], at, order=1, mode="nearest") / weight
+                    dyads[here, rank, i, j] = dyads[here, rank, j, i] = value
+        evals, evecs = np.linalg.eigh(dyads)
+        spread = 1 - evals[..., 2] / np.maximum(evals.sum(axis=-1), 1e-6)
+        dispersion = np.clip(0.03 + 0.6 * spread, 0.03, 0.4)
+        return Fibres(evecs[..., 2], fractions.astype(np.float32), dispersion.astype(np.float32))
+
+
+def _rasterise(bundle: Bundle) -> NDArray[np.float32]:
+    """Dyads (xx, xy, xz, yy, yz, zz) and density of a bundle's curves, shape (7, X, Y, Z); about 1 in its core."""
+    points, tangents = (a.reshape(-1, 3) for a in curves(bundle))
+    voxel = np.rint((points - FIELD_LOW) / FIELD_SPACING).astype(np.int64)
+    inside = ((voxel >= 0) & (voxel < FIELD_SHAPE)).all(axis=1)
+    flat = np.ravel_multi_index(tuple(voxel[inside].T), FIELD_SHAPE)
+    tangents = tangents[inside]
+    size = int(np.prod(FIELD_SHAPE))
+    density = np.bincount(flat, minlength=size)
+    scale = bundle.weight / np.quantile(density[density > 0], 0.9)
+    channels = [np.bincount(flat, tangents[:, i] * tangents[:, j], size) for i, j in _PAIRS]
+    return (np.stack([*channels, density]) * scale).reshape(7, *FIELD_SHAPE).astype(np.float32)
+
+
+def _radial() -> NDArray[np.float32]:
+    """Fibres that enter the cortex: along the gradient of the distance to the deep white matter's core."""
+    axes = [FIELD_LOW[i] + FIELD_SPACING * np.arange(n) for i, n in enumerate(FIELD_SHAPE)]
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    hemisphere = np.where(grid[..., :1] < 0, -1.0, 1.0)
+    # each hemisphere's core is a rod along its length, the cerebellum's a shorter one
+    core = np.stack([24 * hemisphere[..., 0], np.clip(grid[..., 1], -55, 35), np.full(FIELD_SHAPE, 14.0)], axis=-1)
+    low = np.stack([20 * hemisphere[..., 0], np.clip(grid[..., 1], -62, -56), np.full(FIELD_SHAPE, -36.0)], axis=-1)
+    cerebellum = (grid[..., 1] < -36) & (grid[..., 2] < -20 + 0.25 * (grid[..., 1] + 60))
+    away = grid - np.where(cerebellum[..., None], low, core)
+    away /= np.maximum(np.linalg.norm(away, axis=-1, keepdims=True), 1e-3)
+    channels = [away[..., i] * away[..., j] for i, j in _PAIRS]
+    return (RADIAL_WEIGHT * np.stack([*channels, np.ones(FIELD_SHAPE)])).astype(np.float32)

@@ -1,0 +1,205 @@
+"""The simulated scanner: grid, gradient directions, coil and noise; `simulate` runs the whole simulation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from DiffusionFMLib.acquisition import Acquisition
+from DiffusionFMLib.events import Report
+from DiffusionFMLib.gradients import GradientTable
+from DiffusionFMLib.maps import MapSpec, ParameterMap
+from DiffusionFMLib.physics import MODELS
+from DiffusionFMLib.settings import SimulateSettings
+from DiffusionFMLib.simulation import anatomy, lesions, tissue
+
+FIELD_OF_VIEW: Final = (184.0, 216.0, 168.0)
+CENTRE: Final = (0.0, -18.0, 3.0)
+"""Size and middle of the scanned box, mm; it holds the whole ICBM152 brain."""
+
+TILT: Final = (6.0, -1.5, 2.0)
+"""Rotation of the slices about x, y and z, degrees: a scan is rarely straight."""
+
+TISSUE_SPEC: Final = MapSpec(
+    "tissue", "Tissue", "", "Volume fractions of white matter, grey matter and CSF.", (0.0, 1.0), "grey",
+    ("wm", "gm", "csf"),
+)  # fmt: skip
+LESION_SPEC: Final = MapSpec("lesion", "Lesion", "", "Where the simulated oedema is.", (0.0, 1.0), "labels")
+BRAIN_SPEC: Final = MapSpec("brain", "Brain", "", "Where the simulated brain is.", (0.0, 1.0), "labels")
+
+
+@dataclass(frozen=True, eq=False)
+class Simulated:
+    """A simulated scan and the truth it was made from.
+
+    Parameters
+    ----------
+    acquisition : Acquisition
+        Noisy scan; its mask is the true brain.
+    truth : dict of ParameterMap
+        ``fa``, ``md``, ``v1``, ``tensor`` and ``s0`` of the noise-free signal, ``tissue`` fractions, and the labels
+        ``brain`` and ``lesion``.
+    """
+
+    acquisition: Acquisition
+    truth: dict[str, ParameterMap]
+
+
+def simulate(settings: SimulateSettings, report: Report) -> Simulated:
+    """Whole-brain scan with known truth, on the ICBM152 tissue maps.
+
+    Parameters
+    ----------
+    settings : SimulateSettings
+        The same settings give the same scan.
+    report : Report
+
+    Returns
+    -------
+    Simulated
+    """
+    rng = np.random.default_rng(settings.seed)
+    shape, affine = grid(settings.voxel_size)
+    gtab = gradient_table(settings.directions, settings.bval, settings.n_b0)
+
+    report.progress(0, 1, "Anatomy")
+    fractions = anatomy.tissue(shape, affine)
+    report.check()
+    architecture = anatomy.Architecture()
+    report.check()
+    world = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1) @ affine[:3, :3].T + affine[:3, 3]
+    lesion = lesions.oedema(world, fractions.wm, rng)
+    if not settings.lesion:
+        lesion = replace(lesion, water=np.zeros_like(lesion.water), label=np.zeros_like(lesion.label))
+    brain = (fractions.wm + fractions.gm + fractions.csf) > 0.02
+    coil = _coil(world, rng)
+    points = world[brain]
+    texture = _texture(shape, settings.voxel_size, rng)[brain]
+    del world
+    voxels = np.stack([fractions.wm, fractions.gm, fractions.csf], axis=-1)
+    mixture = tissue.compartments(voxels[brain], architecture.fibres(points), lesion.water[brain], texture)
+    del architecture
+
+    sigma = tissue.WM_S0 / settings.snr
+    signal = np.empty((*shape, len(gtab)), np.float32)
+    pseudo_inverse = np.linalg.pinv(_design(gtab))
+    theta = np.zeros((int(brain.sum()), 7))
+    for n in range(len(gtab)):
+        report.progress(n, len(gtab), "Scanning")
+        clean = mixture.signal(float(gtab.bvals[n]), gtab.bvecs[n])
+        theta += np.log(clean)[:, None] * pseudo_inverse[:, n]
+        # Rician: the magnitude of a complex signal with independent Gaussian noise in both channels
+        imaginary = rng.normal(0, sigma, shape).astype(np.float32)
+        real = rng.normal(0, sigma, shape).astype(np.float32)
+        real[brain] += clean * coil[brain]
+        signal[..., n] = np.hypot(real, imaginary)
+    report.progress(len(gtab), len(gtab), "Scanning")
+
+    acquisition = Acquisition(
+        signal,
+        affine,
+        gtab,
+        mask=fractions.brain,
+        name="simulated_dwi",
+        notes=(f"Simulated on the ICBM152 template: SNR {settings.snr:g}, seed {settings.seed}.",),
+    )
+    return Simulated(acquisition, _truth(theta, brain & fractions.brain, brain, voxels, lesion, affine))
+
+
+def grid(voxel_size: float) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
+    """Shape and affine of the scan: left-handed (stored left to right as LAS), slightly oblique."""
+    from scipy.spatial.transform import Rotation
+
+    nx, ny, nz = (2 * round(edge / voxel_size / 2) for edge in FIELD_OF_VIEW)
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("xyz", TILT, degrees=True).as_matrix() @ np.diag([-1, 1, 1]) * voxel_size
+    affine[:3, 3] = np.array(CENTRE) - affine[:3, :3] @ ((np.array([nx, ny, nz]) - 1) / 2)
+    return (nx, ny, nz), affine
+
+
+def gradient_table(directions: int, bval: float, n_b0: int) -> GradientTable:
+    """b0 volumes first, then directions spread evenly over the sphere."""
+    bvecs = np.concatenate([np.zeros((n_b0, 3)), repelled_directions(directions)])
+    return GradientTable(np.concatenate([np.zeros(n_b0), np.full(directions, bval)]), bvecs)
+
+
+def repelled_directions(count: int) -> NDArray[np.float64]:
+    """Unit vectors, shape (count, 3), of least electrostatic energy with their antipodes (Jones et al., 1999)."""
+    from scipy.optimize import minimize
+
+    def energy(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        raw = flat.reshape(count, 3)
+        length = np.linalg.norm(raw, axis=1, keepdims=True)
+        u = raw / length
+        gradient = np.zeros_like(u)
+        total = 0.0
+        for sign in (1.0, -1.0):
+            apart = u[:, None] - sign * u[None]
+            distance = np.linalg.norm(apart, axis=-1)
+            np.fill_diagonal(distance, np.inf)
+            total += (1 / distance).sum() / 2
+            gradient -= (apart / distance[..., None] ** 3).sum(axis=1)
+        gradient = (gradient - (gradient * u).sum(axis=1, keepdims=True) * u) / length
+        return total, gradient.ravel()
+
+    # start from a spiral on the half sphere: close to even already, and without random numbers
+    k = np.arange(count) + 0.5
+    z, phi = 1 - k / count, k * np.pi * (3 - np.sqrt(5))
+    start = np.column_stack([np.sqrt(1 - z**2) * np.cos(phi), np.sqrt(1 - z**2) * np.sin(phi), z])
+    result = minimize(energy, start.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 200})
+    raw = result.x.reshape(count, 3)
+    return raw / np.linalg.norm(raw, axis=1, keepdims=True)
+
+
+def _coil(world: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Receive sensitivity: brighter near the coil's elements, off centre by chance."""
+    offset = rng.uniform(-15, 15, 3) + CENTRE
+    r2 = (((world - offset) / (90, 105, 90)) ** 2).sum(axis=-1)
+    return (0.9 + 0.14 * r2 / (1 + 0.25 * r2)).astype(np.float32)
+
+
+def _texture(shape: tuple[int, int, int], voxel_size: float, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Smooth random field with standard deviation 0.2, correlated over about a centimetre."""
+    from scipy import ndimage
+
+    coarse = ndimage.gaussian_filter(rng.normal(size=[max(n * voxel_size / 6, 4).__ceil__() for n in shape]), 0.8)
+    coarse *= 0.2 / coarse.std()
+    zoom = np.array(shape) / coarse.shape
+    field = ndimage.affine_transform(coarse, 1 / zoom, output_shape=shape, order=1, mode="nearest")
+    return np.clip(field, -0.6, 0.6).astype(np.float32)
+
+
+def _design(gtab: GradientTable) -> NDArray[np.float64]:
+    """Log-linear tensor design in um2/ms and ln S0, shape (N, 7)."""
+    x, y, z = gtab.bvecs.T
+    quadratic = np.column_stack([x * x, 2 * x * y, 2 * x * z, y * y, 2 * y * z, z * z])
+    return np.column_stack([-1e-3 * gtab.bvals[:, None] * quadratic, np.ones(len(gtab))])
+
+
+def _truth(
+    theta: NDArray[np.float64],
+    mask: NDArray[np.bool_],
+    fitted: NDArray[np.bool_],
+    tissues: NDArray[np.float32],
+    lesion: lesions.Lesion,
+    affine: NDArray[np.float64],
+) -> dict[str, ParameterMap]:
+    theta = theta[mask[fitted]]
+    d = theta[:, [0, 1, 2, 1, 3, 4, 2, 4, 5]].reshape(-1, 3, 3)
+    evals, evecs = np.linalg.eigh(d)
+    md = evals.mean(axis=1)
+    fa = np.sqrt(1.5 * ((evals - md[:, None]) ** 2).sum(axis=1) / (evals**2).sum(axis=1))
+    values = {"fa": fa, "md": md * 1e-3, "v1": evecs[..., 2], "tensor": theta[:, :6] * 1e-3, "s0": np.exp(theta[:, 6])}
+    specs = {spec.name: spec for spec in MODELS["dti"].map_specs}
+    provenance = {"source": "noise-free signal of the simulation", "method": "ols"}
+    truth = {}
+    for name, value in values.items():
+        volume = np.zeros((*mask.shape, *value.shape[1:]), np.float32)
+        volume[mask] = value
+        truth[name] = ParameterMap(specs[name], volume, affine, provenance)
+    for spec, volume in ((TISSUE_SPEC, tissues), (BRAIN_SPEC, mask), (LESION_SPEC, lesion.label & mask)):
+        truth[spec.name] = ParameterMap(spec, volume.astype(np.float32), affine, {"source": "simulation"})
+    return truth
