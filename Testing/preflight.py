@@ -141,6 +141,8 @@ def check_system_packages() -> bool:
 
 def main() -> int:
     """Run every check, so that one pass names all that lacks."""
+    # In a pipe, apt's own lines would otherwise come before what announces them.
+    sys.stdout.reconfigure(line_buffering=True)
     check_python()
     passed = [check_disk(Path(__file__).resolve().parent), check_system_packages()]
     return 0 if all(passed) else 2
