@@ -1,0 +1,312 @@
+"""The panel: what the user sees and presses. What it makes happen is in `runner`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import qt
+
+from DiffusionFMLib.errors import DiffusionFMError
+from DiffusionFMLib.events import Progress
+from DiffusionFMLib.physics import MODELS
+from DiffusionFMLib.settings import FitSettings
+from DiffusionFMSlicer import inspector, resultlist
+from DiffusionFMSlicer.dependencies import ensurePackages
+from DiffusionFMSlicer.form import Form
+from DiffusionFMSlicer.parameters import MASK, SCAN, SEED_MASK, Parameters, advancedFields, tractFields
+from DiffusionFMSlicer.runner import Outcome, Runner, State
+from DiffusionFMSlicer.scanbox import ScanBox
+from DiffusionFMSlicer.scene import inputs, tracts, views
+from DiffusionFMSlicer.scene.results import NAME, resultNodes
+from DiffusionFMSlicer.scene.results import SCAN as SCAN_OF_RESULT
+
+OVERLAY_OPACITY = 0.5
+_UI_SETTINGS = {
+    "bval": "bvalEdit", "bvec": "bvecEdit", "model": "modelSelector", "method": "methodSelector", "out": "outEdit",
+    "device": "deviceSelector", "tracts": "tractsCheck", "tubes": "tubesCheck",
+}  # fmt: skip
+
+
+class Panel:
+    """Binds the widgets of the .ui file to parameters and runner; a `runner.Listener`.
+
+    Parameters
+    ----------
+    ui : namespace
+        Widgets by name.
+    parameters : Parameters
+    resources : Path
+        The module's resource folder.
+    worker : callable, optional
+        See `Runner`.
+    """
+
+    def __init__(self, ui: Any, parameters: Parameters, resources: Path, **worker: Any) -> None:
+        self.ui = ui
+        self.parameters = parameters
+        self.runner = Runner(self, qt.QTimer.singleShot, **worker)
+        self.lastError = ""
+        self._resources = resources
+        self._device = ""
+        self._warning = ""
+        self._updating = False
+        self._fresh = False
+        self.form = Form(self._onEdited)
+        for name, widget in _UI_SETTINGS.items():
+            self.form.bind(name, getattr(ui, widget))
+        self.form.addRows(ui.advancedForm, advancedFields(FitSettings))
+        self.form.addRows(ui.tractsForm, tractFields())
+        self.scanBox = ScanBox(ui, self)
+        self.results = resultlist.ResultList(ui, resources / "Icons", self.showValues)
+        for role, selector in self._selectors().items():
+            selector.currentNodeChanged.connect(lambda *_, role=role: self._onNodeChosen(role))
+        ui.applyButton.clicked.connect(lambda *_: self.apply())
+        ui.cancelButton.clicked.connect(lambda *_: self.cancel())
+        ui.logButton.clicked.connect(lambda *_: self.showLog())
+        ui.fourUpButton.clicked.connect(lambda *_: views.showFourUp())
+        ui.mapsButton.clicked.connect(lambda *_: views.showMapsGrid(self._resultsByName()))
+        ui.centreButton.clicked.connect(lambda *_: self.centre())
+        self.showParameters()
+
+    # --- parameters and widgets -------------------------------------------------------------------------------
+
+    def setParameters(self, parameters: Parameters) -> None:
+        """Show another parameter node: after a scene was closed or loaded."""
+        self.parameters = parameters
+        self.showParameters()
+
+    def forgetScene(self, parameters: Parameters) -> None:
+        """Another scene is there: show its parameters and results."""
+        self.scanBox.forget()
+        self._fresh = False
+        self.setParameters(parameters)
+
+    def showParameters(self) -> None:
+        """Make all widgets agree with the parameters and the scene."""
+        self._updating = True
+        try:
+            self.form.show(self.parameters)
+            for role, selector in self._selectors().items():
+                selector.setCurrentNode(self.parameters.reference(role))
+        finally:
+            self._updating = False
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Make what depends on the scan and on the runner's state agree with them."""
+        scan = self.parameters.reference(SCAN)
+        gradients = self.scanBox.refresh(scan, self.parameters.get("bval"), self.parameters.get("bvec"))
+        self._enableModels(gradients)
+        reason = self._whyNot(scan, gradients)
+        idle = self.runner.state is State.IDLE
+        self.ui.applyButton.enabled = idle and not reason
+        self.ui.applyButton.setToolTip(reason or "Compute the maps in the background; they appear here when ready.")
+        self.ui.cancelButton.enabled = self.runner.state is State.RUNNING
+        self.ui.openButton.enabled = idle
+        self.results.refresh()
+
+    def _selectors(self) -> dict[str, Any]:
+        return {SCAN: self.ui.scanSelector, MASK: self.ui.maskSelector, SEED_MASK: self.ui.seedSelector}
+
+    def _onEdited(self, name: str, value: Any) -> None:
+        try:
+            self.parameters.set(name, value)
+        except DiffusionFMError as error:
+            self.showError(error.message, error.hint)
+        if name == "tubes":
+            for node in resultNodes():
+                if resultlist.isTracts(node):
+                    tracts.setTubes(node, value)
+        self.refresh()
+
+    def _onNodeChosen(self, role: str) -> None:
+        if self._updating:
+            return
+        node = self._selectors()[role].currentNode()
+        if node is self.parameters.reference(role):
+            return
+        self.parameters.setReference(role, node)
+        if role == SCAN:
+            # files that were given for another scan must not be taken for this one's
+            for name in ("bval", "bvec"):
+                self.parameters.set(name, "")
+            self._clearMessages()
+        self.showParameters()
+
+    def _enableModels(self, gradients: inputs.Gradients | None) -> None:
+        """Grey out the models that the protocol cannot feed, and say why; none while the gradients are unknown."""
+        selector = self.ui.modelSelector
+        for index, model in enumerate(MODELS.values()):
+            reason = self.scanBox.unsupported(model.name, gradients)
+            # 33 is "enabled and selectable" of Qt's item flags, kept at this role by Qt's standard model
+            selector.setItemData(index, 0 if reason else 33, int(qt.Qt.UserRole) - 1)
+            selector.setItemData(index, reason or model.title, int(qt.Qt.ToolTipRole))
+            if selector.itemText(index) != model.title:
+                selector.setItemText(index, model.title)
+
+    def _whyNot(self, scan: Any, gradients: inputs.Gradients | None) -> str:
+        if scan is None:
+            return "Choose or open a scan first."
+        if not inputs.isScan(scan):
+            return f"{scan.GetName()} is not a diffusion scan: it holds a single volume, or none."
+        if gradients is None and not (self.parameters.get("bval") and self.parameters.get("bvec")):
+            return "Give the bval and bvec files of this scan."
+        return self.scanBox.unsupported(self.parameters.get("model"), gradients) or ""
+
+    # --- actions ----------------------------------------------------------------------------------------------
+
+    def apply(self) -> None:
+        """Compute what the panel says."""
+        self._clearMessages()
+        p = self.parameters
+        self._begin(
+            lambda: self.runner.apply(
+                p.reference(SCAN), p.settings, p.reference(MASK), p.reference(SEED_MASK) if p.get("tracts") else None
+            )
+        )
+
+    def open(self, path: str, series: str = "") -> None:
+        """Open a scan from a file or a DICOM folder."""
+        self._clearMessages()
+        self.scanBox.opening(path)
+        self._begin(lambda: self.runner.open({"dwi": str(path), **({"series": series} if series else {})}))
+
+    def check(self) -> None:
+        """Compute the quality summary of the chosen scan."""
+        p = self.parameters
+        files = {name: p.get(name) for name in ("bval", "bvec") if p.get(name)}
+        self._begin(lambda: self.runner.check(p.reference(SCAN), files))
+
+    def cancel(self) -> None:
+        """Stop what runs."""
+        self.runner.cancel()
+        self.ui.progressBar.format = "Cancelling..."
+        self.refresh()
+
+    def centre(self) -> None:
+        """Fit the views to the first map, or to the scan."""
+        maps = [n for n in resultNodes() if n.IsA("vtkMRMLVolumeNode")]
+        scan = self.parameters.reference(SCAN)
+        if maps or (scan is not None and scan.IsA("vtkMRMLVolumeNode")):
+            views.centreViews(maps[0] if maps else scan)
+
+    def _begin(self, request: Any) -> None:
+        try:
+            ensurePackages(self._resources / "requirements.txt")
+            request()
+        except DiffusionFMError as error:
+            self.showError(error.message, error.hint)
+        else:
+            self._device = ""
+            self.ui.progressBar.value = 0
+            self.ui.progressBar.format = "Starting..."
+        self.refresh()
+
+    # --- what the runner tells --------------------------------------------------------------------------------
+
+    def onStarted(self, device: str) -> None:
+        """See `Listener`."""
+        self._device = device
+        self.ui.progressBar.format = "Started"
+
+    def onProgress(self, progress: Progress) -> None:
+        """See `Listener`."""
+        self.ui.progressBar.value = round(progress.fraction * self.ui.progressBar.maximum)
+        left = f", {duration(progress.eta)} left" if progress.eta is not None else ""
+        self.ui.progressBar.format = f"{progress.stage}{left}"
+
+    def onWarning(self, message: str) -> None:
+        """See `Listener`."""
+        self._warning = message
+        self._showMessage(message, "warning")
+
+    def onNode(self, node: Any) -> None:
+        """See `Listener`."""
+        if inputs.isScan(node) and not node.GetAttribute(NAME):
+            self.parameters.setReference(SCAN, node)
+            self._fresh = True
+            self.showParameters()
+            views.showVolume(node)
+            views.centreViews(node)
+            return
+        if resultlist.isTracts(node) and self.parameters.get("tubes"):
+            tracts.setTubes(node, True)
+        self.results.refresh()
+
+    def onAnswer(self, job: str, scan: Any, answer: dict[str, Any]) -> None:
+        """See `Listener`."""
+        self.scanBox.setQuality(scan, answer.get("quality"), answer.get("models"))
+        self.refresh()
+
+    def onEnded(self, job: str, outcome: Outcome, message: str, hint: str, details: dict[str, Any]) -> None:
+        """See `Listener`."""
+        bar = self.ui.progressBar
+        bar.value = bar.maximum if outcome is Outcome.FINISHED else 0
+        where = f" on the {self._device.upper()}" if self._device else ""
+        bar.format = {Outcome.FINISHED: f"Done{where}", Outcome.CANCELLED: "Cancelled", Outcome.FAILED: "Failed"}[
+            outcome
+        ]
+        if outcome is Outcome.FAILED:
+            self.showError(message, hint)
+            self.scanBox.offerSeries(details)
+        elif outcome is Outcome.FINISHED and job in ("fit", "track"):
+            self._present()
+        if self.ui.logButton.checked:
+            self.showLog()
+        self.refresh()
+
+    def _present(self) -> None:
+        """Show a first run's maps; later ones leave the views as the user arranged them."""
+        scan = self.parameters.reference(SCAN)
+        found = self._resultsByName()
+        shown = any(resultlist.isVisible(n) for n in found.values() if n.IsA("vtkMRMLVolumeNode"))
+        first = next((found[n] for n in ("fa", "adc") if n in found), None)
+        if first is None or shown:
+            return
+        views.showVolume(first)
+        if "colorfa" in found:
+            views.setOverlay(found["colorfa"], OVERLAY_OPACITY)
+        if scan is None or self._fresh:
+            views.centreViews(first)
+        self._fresh = False
+
+    def _resultsByName(self) -> dict[str, Any]:
+        scan = self.parameters.reference(SCAN)
+        return {n.GetAttribute(NAME): n for n in resultNodes() if n.GetNodeReference(SCAN_OF_RESULT) is scan}
+
+    # --- messages ---------------------------------------------------------------------------------------------
+
+    def showError(self, message: str, hint: str) -> None:
+        """Show an error and what to do about it, below the progress bar."""
+        self.lastError = message
+        self._showMessage(f"{message} {hint}".strip(), "error")
+
+    def showLog(self) -> None:
+        """Show or hide what the worker wrote."""
+        self.ui.logText.visible = self.ui.logButton.checked
+        self.ui.logText.setPlainText("\n".join(self.runner.worker.log) or "The background process wrote nothing.")
+
+    def showValues(self) -> None:
+        """Show the results' values under the mouse."""
+        position = inspector.cursorPosition()
+        self.ui.valueLabel.text = inspector.describe(position) if position else ""
+
+    def _clearMessages(self) -> None:
+        self.lastError = self._warning = ""
+        self.ui.messageLabel.visible = False
+
+    def _showMessage(self, text: str, kind: str) -> None:
+        if kind == "warning" and self.lastError:
+            return
+        color = {"error": "#b3261e", "warning": "#8a5a00"}[kind]
+        self.ui.messageLabel.setStyleSheet(f"color: {color};")
+        self.ui.messageLabel.text = text
+        self.ui.messageLabel.visible = True
+
+
+def duration(seconds: float) -> str:
+    """Remaining time as people say it: ``40 s``, ``3 min``."""
+    if seconds < 90:
+        return f"{max(round(seconds), 1)} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,379 @@
+"""One request at a time through the worker, and its results into the scene: the logic behind the panel.
+
+Knows nothing of widgets. `poll` is called by a timer; results come into the scene in short steps, one per turn of
+the event loop, so that the viewers stay alive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from pathlib import Path
+from typing import Any, Protocol
+
+from DiffusionFMLib.errors import DiffusionFMError
+from DiffusionFMLib.events import (
+    Artifact,
+    Cancelled,
+    Event,
+    Failed,
+    Finished,
+    Progress,
+    Result,
+    Started,
+    Warned,
+)
+from DiffusionFMLib.settings import FitSettings, ScanSettings, TrackSettings
+from DiffusionFMSlicer.jobfolder import createJobFolder, removeJobFolder
+from DiffusionFMSlicer.process import WorkerProcess
+from DiffusionFMSlicer.scene import inputs, results
+from DiffusionFMSlicer.scene.results import RunLabel
+
+
+class State(Enum):
+    """What the runner does."""
+
+    IDLE = auto()
+    RUNNING = auto()
+    CANCELLING = auto()
+
+
+class Outcome(Enum):
+    """How a request ended."""
+
+    FINISHED = auto()
+    CANCELLED = auto()
+    FAILED = auto()
+
+
+class Listener(Protocol):
+    """What the runner tells the panel."""
+
+    def onStarted(self, device: str) -> None:
+        """The worker took the request."""
+
+    def onProgress(self, progress: Progress) -> None:
+        """See `Progress`."""
+
+    def onWarning(self, message: str) -> None:
+        """Something the user should know."""
+
+    def onNode(self, node: Any) -> None:
+        """A result is in the scene."""
+
+    def onAnswer(self, job: str, scan: Any, answer: dict[str, Any]) -> None:
+        """A job's result: the quality summary of a scan, the series of a folder..."""
+
+    def onEnded(self, job: str, outcome: Outcome, message: str, hint: str, details: dict[str, Any]) -> None:
+        """The request is over, and everything it made is in the scene; `details` are those of a `Failed`."""
+
+
+@dataclass
+class _Request:
+    """What is known of the request that runs.
+
+    Parameters
+    ----------
+    job : str
+    folder : Path
+    label : RunLabel, optional
+        Of runs that make results.
+    source : dict
+        Settings that name the files, of a scan that is being opened.
+    wanted : bool
+        False after the scene was closed: results are dropped.
+    over : bool
+        The worker is done with it; its last results may still be on their way into the scene.
+    """
+
+    job: str
+    folder: Path
+    label: RunLabel | None = None
+    source: dict[str, str] = field(default_factory=dict)
+    wanted: bool = True
+    over: bool = False
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    image: Artifact | None = None
+
+
+class Runner:
+    """Applies, opens and checks scans.
+
+    Parameters
+    ----------
+    listener : Listener
+    schedule : callable(int, callable)
+        Calls back after so many milliseconds: ``qt.QTimer.singleShot``.
+    worker : callable, optional
+        Makes the worker process from `onEvent` and `onExit`.
+    """
+
+    def __init__(
+        self,
+        listener: Listener,
+        schedule: Callable[[int, Callable[[], None]], None],
+        worker: Callable[..., WorkerProcess] = WorkerProcess,
+    ) -> None:
+        self.state = State.IDLE
+        self.worker = worker(self._onEvent, self._onExit)
+        self._listener = listener
+        self._schedule = schedule
+        self._request: _Request | None = None
+        self._steps: deque[Iterator[Any]] = deque()
+        self._stepping = False
+
+    # --- what the panel asks for ------------------------------------------------------------------------------
+
+    def apply(self, scan: Any, settings: Callable[..., FitSettings], mask: Any = None, seedMask: Any = None) -> None:
+        """Fit, and track if the settings say so.
+
+        Parameters
+        ----------
+        scan : vtkMRMLNode
+        settings : callable
+            Completes the panel's settings by the paths of what is exported here.
+        mask, seedMask : vtkMRMLNode, optional
+
+        Raises
+        ------
+        DiffusionFMError
+            If the scan or a mask cannot be exported, or the worker not be started.
+        """
+        request = _Request("fit", createJobFolder())
+        with self._starting(request):
+            paths = self._scanPaths(scan, request.folder)
+            if mask is not None:
+                paths["mask"] = str(inputs.exportMask(mask, scan, request.folder, "mask"))
+            if seedMask is not None:
+                paths["seed_mask"] = str(inputs.exportMask(seedMask, scan, request.folder, "seeds"))
+            complete = settings(**paths)
+            if not complete.out:
+                complete = settings(**paths, out=str(request.folder / "out"))
+            request.job = "track" if isinstance(complete, TrackSettings) else "fit"
+            request.label = RunLabel(scan, scan.GetName(), complete.model, complete.method)
+            self._send(request, complete, arrays=True)
+
+    def open(self, source: dict[str, str]) -> None:
+        """Read a scan from files and put it into the scene.
+
+        Parameters
+        ----------
+        source : dict
+            Settings that name the files: ``dwi``, and ``bval``, ``bvec``, ``series`` where needed.
+        """
+        request = _Request("info", createJobFolder(), source=dict(source))
+        with self._starting(request):
+            self._send(request, ScanSettings.from_dict(dict(source)), arrays=True)
+
+    def check(self, scan: Any, files: dict[str, str]) -> None:
+        """Quality summary of a scan node; `files` are its ``bval`` and ``bvec`` if it has no gradients itself."""
+        request = _Request("info", createJobFolder(), label=RunLabel(scan, scan.GetName(), "", ""))
+        with self._starting(request):
+            self._send(
+                request, ScanSettings.from_dict({**files, **self._scanPaths(scan, request.folder)}), arrays=False
+            )
+
+    def cancel(self) -> None:
+        """Stop what runs; results that are in the scene already stay."""
+        if self._request is None or self._request.over or self.state is not State.RUNNING:
+            return
+        self.state = State.CANCELLING
+        self.worker.cancel(self._request.id)
+
+    def abandon(self) -> None:
+        """Cancel, and drop whatever still comes: the scene that it belongs to goes away."""
+        if self._request is None:
+            return
+        self._request.wanted = False
+        self._request.label = None
+        self._steps.clear()
+        if self._request.over:
+            self._end(Outcome.CANCELLED, "", "")
+        else:
+            self.cancel()
+
+    def close(self) -> None:
+        """End the worker and remove the job folder: the module goes away."""
+        self.abandon()
+        self.worker.stop()
+        if self._request is not None:
+            removeJobFolder(self._request.folder)
+            self._request = None
+        self.state = State.IDLE
+
+    def poll(self) -> None:
+        """Take in what the worker said; called by a timer."""
+        self.worker.poll()
+
+    # --- requests ---------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _starting(self, request: _Request) -> Iterator[None]:
+        if self._request is not None:
+            removeJobFolder(request.folder)
+            msg = "Another run is under way."
+            raise DiffusionFMError(msg, "Wait for it, or cancel it.")
+        try:
+            yield
+        except BaseException:
+            removeJobFolder(request.folder)
+            self._request = None
+            self.state = State.IDLE
+            raise
+
+    def _scanPaths(self, scan: Any, folder: Path) -> dict[str, str]:
+        source = inputs.unchangedSource(scan)
+        if source:
+            return source
+        paths = {"dwi": str(inputs.exportScan(scan, folder))}
+        # the node's own gradients count, whatever files were given for another scan
+        return paths if inputs.gradientsOf(scan) is None else {**paths, "bval": "", "bvec": ""}
+
+    def _send(self, request: _Request, settings: ScanSettings, arrays: bool) -> None:
+        copies = request.folder / "arrays"
+        copies.mkdir()
+        self.worker.send(
+            {
+                "id": request.id,
+                "op": "run",
+                "job": request.job,
+                "settings": settings.to_dict(),
+                "arrays": str(copies) if arrays else None,
+            }
+        )
+        self._request = request
+        self.state = State.RUNNING
+
+    # --- events -----------------------------------------------------------------------------------------------
+
+    def _onEvent(self, event: Event) -> None:
+        request = self._request
+        if request is None or event.id != request.id:
+            return
+        if isinstance(event, Started):
+            self._listener.onStarted(event.device)
+        elif isinstance(event, Progress):
+            self._listener.onProgress(event)
+        elif isinstance(event, Warned):
+            self._listener.onWarning(event.message)
+        elif isinstance(event, Artifact):
+            self._take(event, request)
+        elif isinstance(event, Result):
+            self._answer(event.data, request)
+        elif isinstance(event, Finished):
+            self._whenImported(Outcome.FINISHED)
+        elif isinstance(event, Cancelled):
+            self._whenImported(Outcome.CANCELLED)
+        elif isinstance(event, Failed):
+            if event.traceback:
+                self.worker.log.extend(event.traceback.splitlines())
+            self._whenImported(Outcome.FAILED, event.message, event.hint)
+
+    def _onExit(self, status: int) -> None:
+        if self._request is None:
+            return
+        if self.state is State.CANCELLING:
+            self._whenImported(Outcome.CANCELLED)
+            return
+        how = f"signal {-status}" if status < 0 else f"exit status {status}"
+        self._whenImported(
+            Outcome.FAILED,
+            f"The background process ended unexpectedly ({how}).",
+            "Look at the log. If the computer ran out of memory, close other programs; then apply again.",
+        )
+
+    def _take(self, event: Artifact, request: _Request) -> None:
+        if not request.wanted:
+            return
+        if event.role == "image":
+            request.image = event
+        elif request.label is not None and event.array:
+            self._import(self._results(event, request))
+
+    def _results(self, event: Artifact, request: _Request) -> Iterator[None]:
+        label = request.label
+        if label is None:
+            return
+        if label.scan is not None and label.scan.GetScene() is None:
+            # the scan was deleted while it was computed: its results are still worth having
+            label = request.label = RunLabel(None, label.name, label.model, label.method)
+        for node in results.importArtifact(event, label):
+            yield
+            if node is not None:
+                self._listener.onNode(node)
+                yield
+
+    def _answer(self, data: dict[str, Any], request: _Request) -> None:
+        if not request.wanted:
+            return
+        if request.image is not None:
+            self._import(self._openedScan(request.image, data, request))
+        else:
+            self._listener.onAnswer(request.job, request.label.scan if request.label else None, data)
+
+    def _openedScan(self, image: Artifact, data: dict[str, Any], request: _Request) -> Iterator[None]:
+        import numpy as np
+
+        if image.array is None or image.affine is None:
+            return
+        array = np.load(image.array)
+        yield
+        node = results.makeScan(array, image.affine, data["bvals"], data["bvecs"], data["name"])
+        yield
+        inputs.rememberSource(node, request.source)
+        self._listener.onNode(node)
+        yield
+        self._listener.onAnswer(request.job, node, data)
+
+    # --- importing --------------------------------------------------------------------------------------------
+
+    def _import(self, steps: Iterator[Any]) -> None:
+        self._steps.append(steps)
+        if not self._stepping:
+            self._stepping = True
+            self._schedule(0, self._step)
+
+    def _step(self) -> None:
+        try:
+            while self._steps:
+                if next(self._steps[0], self) is not self:
+                    self._schedule(0, self._step)
+                    return
+                if self._steps:
+                    self._steps.popleft()
+            self._stepping = False
+        except Exception as error:
+            self._stepping = False
+            self._steps.clear()
+            message, hint = (
+                (error.message, error.hint)
+                if isinstance(error, DiffusionFMError)
+                else (f"A result could not be shown: {error}.", "This is a fault of DiffusionFM: please report it.")
+            )
+            if self._request is not None and not self._request.over:
+                self.worker.stop()
+            self._end(Outcome.FAILED, message, hint)
+            if not isinstance(error, DiffusionFMError):
+                raise
+
+    def _whenImported(self, outcome: Outcome, message: str = "", hint: str = "") -> None:
+        self.worker.settled()
+        if self._request is not None:
+            self._request.over = True
+
+        def last() -> Iterator[None]:
+            self._end(outcome, message, hint)
+            yield
+
+        self._import(last())
+
+    def _end(self, outcome: Outcome, message: str, hint: str) -> None:
+        request, self._request = self._request, None
+        self.state = State.IDLE
+        if request is not None:
+            removeJobFolder(request.folder)
+            self._listener.onEnded(request.job, outcome, message, hint)

@@ -1,0 +1,191 @@
+"""What the viewers show: slice layers, position, camera and layout, through their nodes alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import slicer
+import vtk
+
+from DiffusionFMSlicer.scene.geometry import affineOf, centreOf, imageArray
+
+MAPS_LAYOUT = 4801
+"""Number of our own layout in the scene; Slicer's are below 1000."""
+
+_MAPS_SLICES = ("Red", "Yellow", "Green", "Map4", "Map5", "Map6")
+_MAPS_NAMES = ("fa", "md", "colorfa", "ad", "rd", "residual")
+
+
+def compositeNodes(names: tuple[str, ...] | None = None) -> list[Any]:
+    """Slice composite nodes: all, or those of the named slice views."""
+    nodes = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
+    return [n for n in nodes if names is None or n.GetLayoutName() in names]
+
+
+def shownLayer(node: Any) -> str:
+    """``background``, ``foreground``, ``label`` or nothing: where the first slice views show a volume."""
+    for composite in compositeNodes():
+        layers = {
+            "background": composite.GetBackgroundVolumeID(),
+            "foreground": composite.GetForegroundVolumeID(),
+            "label": composite.GetLabelVolumeID(),
+        }
+        for layer, nodeId in layers.items():
+            if nodeId == node.GetID():
+                return layer
+    return ""
+
+
+def showVolume(node: Any) -> None:
+    """Show a volume in all slice views: labels as label layer, colours over the present map, others in place of it."""
+    for composite in compositeNodes():
+        if node.IsA("vtkMRMLLabelMapVolumeNode"):
+            composite.SetLabelVolumeID(node.GetID())
+            composite.SetLabelOpacity(0.5)
+        else:
+            composite.SetBackgroundVolumeID(node.GetID())
+            # an overlay of the same volume would only dim it
+            if composite.GetForegroundVolumeID() == node.GetID():
+                composite.SetForegroundVolumeID(None)
+
+
+def hideVolume(node: Any) -> None:
+    """Take a volume out of all slice views."""
+    for composite in compositeNodes():
+        if composite.GetBackgroundVolumeID() == node.GetID():
+            composite.SetBackgroundVolumeID(None)
+        if composite.GetForegroundVolumeID() == node.GetID():
+            composite.SetForegroundVolumeID(None)
+        if composite.GetLabelVolumeID() == node.GetID():
+            composite.SetLabelVolumeID(None)
+
+
+def setOverlay(node: Any, opacity: float) -> None:
+    """Lay a map over what the slice views show; None takes the overlay away."""
+    for composite in compositeNodes():
+        composite.SetForegroundVolumeID(node.GetID() if node is not None else None)
+        composite.SetForegroundOpacity(opacity)
+
+
+def overlayNode() -> Any:
+    """The volume in the foreground of the first slice view that has one, or None."""
+    for composite in compositeNodes():
+        if composite.GetForegroundVolumeID():
+            return slicer.mrmlScene.GetNodeByID(composite.GetForegroundVolumeID())
+    return None
+
+
+def centreOfMass(volume: Any) -> np.ndarray[Any, Any]:
+    """Centre of a map's nonzero voxels in its own RAS frame, shape (3,), mm: where the anatomy is."""
+    image = volume.GetImageData()
+    if image is None or image.GetPointData().GetScalars() is None:
+        return centreOf(volume)
+    array = imageArray(image)
+    # every fourth voxel is plenty for a centre
+    inside = np.argwhere(array[::4, ::4, ::4] > 0)[:, :3] * 4
+    if not len(inside):
+        return centreOf(volume)
+    kji = (inside.min(axis=0) + inside.max(axis=0)) / 2
+    return (affineOf(volume) @ [*kji[::-1], 1.0])[:3]
+
+
+def centreViews(volume: Any) -> None:
+    """Fit the slice views to a volume, through the centre of its anatomy, and the 3D views around it."""
+    slicer.app.applicationLogic().FitSliceToAll()
+    centre = centreOfMass(volume)
+    for node in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
+        node.JumpSliceByOffsetting(*(float(x) for x in centre))
+    aimCameras(centre, _radius(volume))
+
+
+def aimCameras(centre: np.ndarray[Any, Any], radius: float) -> None:
+    """Look at a point from the front, slightly from the left and above, so that a sphere of the radius fits."""
+    direction = np.array([-0.45, 0.85, 0.35])
+    direction /= np.linalg.norm(direction)
+    for node in slicer.util.getNodesByClass("vtkMRMLCameraNode"):
+        camera = node.GetCamera()
+        distance = radius / np.sin(np.deg2rad(camera.GetViewAngle() / 2))
+        camera.SetFocalPoint(*(float(x) for x in centre))
+        camera.SetPosition(*(float(x) for x in centre + direction * distance))
+        camera.SetViewUp(0, 0, 1)
+        node.ResetClippingRange()
+
+
+def _radius(volume: Any) -> float:
+    bounds = [0.0] * 6
+    volume.GetRASBounds(bounds)
+    edges = np.diff(np.array(bounds).reshape(3, 2), axis=1).ravel()
+    # a head fills its field of view to about nine tenths
+    return float(np.linalg.norm(edges) / 2 * 0.75)
+
+
+def layoutNode() -> Any:
+    """The scene's layout node, or None in a program without layouts."""
+    return slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLLayoutNode")
+
+
+def showFourUp() -> None:
+    """Three slices and 3D."""
+    node = layoutNode()
+    if node is not None:
+        node.SetViewArrangement(node.SlicerLayoutFourUpView)
+
+
+def showMapsGrid(results: dict[str, Any]) -> None:
+    """Six axial slices, linked, with a map each.
+
+    Parameters
+    ----------
+    results : dict
+        Nodes by map name.
+    """
+    node = layoutNode()
+    if node is None:
+        return
+    if not node.IsLayoutDescription(MAPS_LAYOUT):
+        node.AddLayoutDescription(MAPS_LAYOUT, mapsLayout())
+    node.SetViewArrangement(MAPS_LAYOUT)
+    maps = [results[name] for name in _MAPS_NAMES if name in results]
+    maps += [n for n in results.values() if n.IsA("vtkMRMLScalarVolumeNode") and n not in maps]
+    views = [s for s in slicer.util.getNodesByClass("vtkMRMLSliceNode") if s.GetLayoutName() in _MAPS_SLICES]
+    views.sort(key=lambda s: _MAPS_SLICES.index(s.GetLayoutName()))
+    for view, volume in zip(views, maps, strict=False):
+        view.SetOrientation("Axial")
+        for composite in compositeNodes((view.GetLayoutName(),)):
+            composite.SetLinkedControl(True)
+            composite.SetBackgroundVolumeID(volume.GetID())
+            composite.SetForegroundVolumeID(None)
+    slicer.app.applicationLogic().FitSliceToAll()
+
+
+def mapsLayout() -> str:
+    """Layout of two rows of three slice views, in Slicer's XML."""
+    colors = ("#F34A33", "#EDD54C", "#6EB04B", "#8A8A8A", "#8A8A8A", "#8A8A8A")
+    cells = [
+        f'<item><view class="vtkMRMLSliceNode" singletontag="{tag}">'
+        f'<property name="orientation" action="default">Axial</property>'
+        f'<property name="viewlabel" action="default">{i + 1}</property>'
+        f'<property name="viewcolor" action="default">{colors[i]}</property></view></item>'
+        for i, tag in enumerate(_MAPS_SLICES)
+    ]
+    rows = "".join(f'<item><layout type="horizontal">{"".join(cells[i : i + 3])}</layout></item>' for i in (0, 3))
+    return f'<layout type="vertical">{rows}</layout>'
+
+
+def valueAt(volume: Any, ras: tuple[float, float, float]) -> Any:
+    """A volume's voxel under a point of the world: a number, an array, or None outside of it."""
+    matrix = vtk.vtkMatrix4x4()
+    volume.GetRASToIJKMatrix(matrix)
+    point = list(ras)
+    if volume.GetTransformNodeID():
+        transform = vtk.vtkGeneralTransform()
+        slicer.vtkMRMLTransformNode.GetTransformBetweenNodes(None, volume.GetParentTransformNode(), transform)
+        transform.TransformPoint(ras, point)
+    ijk = np.rint(matrix.MultiplyPoint([*point, 1.0])[:3]).astype(int)
+    image = volume.GetImageData()
+    if image is None or image.GetPointData().GetScalars() is None:
+        return None
+    if (ijk < 0).any() or (ijk >= image.GetDimensions()).any():
+        return None
+    return imageArray(image)[ijk[2], ijk[1], ijk[0]]
