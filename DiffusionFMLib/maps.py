@@ -79,7 +79,7 @@ class FitStatus(IntEnum):
 
     meaning: str
 
-    def __new__(cls, value: int, meaning: str) -> FitStatus:
+    def __new__(cls, value: int, meaning: str = "") -> FitStatus:
         """Make a member that is its number and carries its meaning."""
         member = int.__new__(cls, value)
         member._value_ = value
