@@ -32,9 +32,10 @@ RENDERING_LIBRARIES = {
     "libxkbcommon.so.0": "libxkbcommon0",
     "libX11.so.6": "libx11-6",
 }
-# What Qt's X11 plugin adds; without a display nobody misses them.
+# What Qt's X11 plugin and VTK's X11 window add; without a display nobody misses them.
 WINDOW_LIBRARIES = {
     "libX11-xcb.so.1": "libx11-xcb1",
+    "libXcursor.so.1": "libxcursor1",
     "libxcb-cursor.so.0": "libxcb-cursor0",
     "libxcb-icccm.so.4": "libxcb-icccm4",
     "libxcb-image.so.0": "libxcb-image0",
