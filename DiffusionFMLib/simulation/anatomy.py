@@ -26,6 +26,12 @@ FAR_WEIGHT: Final = 0.06
 RADIAL_WEIGHT: Final = 0.12
 """How much the far blur, and the fibres that enter the cortex at right angles, count beside a bundle's core."""
 
+CORE_DENSITY: Final = 0.35
+"""Density above which fibres of a bundle run parallel."""
+
+SHARPNESS: Final = 1.6
+"""Exponent on the template's tissue probabilities: an average of many heads has softer edges than one head."""
+
 POINTS_PER_CHUNK: Final = 200_000
 
 _PAIRS: Final = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
@@ -115,10 +121,10 @@ def tissue(shape: tuple[int, int, int], affine: NDArray[np.float64]) -> Tissue:
         for volume in (wm, gm, brain)
     ]
     wm, gm, brain = (np.clip(volume, 0, 1) for volume in sampled)
-    total = np.maximum(wm + gm, 1e-6)
-    excess = np.minimum(brain / total, 1)
-    wm, gm = wm * excess, gm * excess
-    return Tissue(wm, gm, np.clip(brain - wm - gm, 0, 1), brain > 0.5)
+    csf = np.clip(brain - wm - gm, 0, 1)
+    wm, gm, csf = (volume**SHARPNESS for volume in (wm, gm, csf))
+    share = brain / np.maximum(wm + gm + csf, 1e-6)
+    return Tissue(wm * share, gm * share, csf * share, brain > 0.5)
 
 
 def _brainstem(shape: tuple[int, ...], affine: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -186,7 +192,9 @@ class Architecture:
                     dyads[here, rank, i, j] = dyads[here, rank, j, i] = value
         evals, evecs = np.linalg.eigh(dyads)
         spread = 1 - evals[..., 2] / np.maximum(evals.sum(axis=-1), 1e-6)
-        dispersion = np.clip(0.03 + 0.6 * spread, 0.03, 0.4)
+        # fibres run parallel in a bundle's core, and every way where they enter the cortex
+        loose = np.exp(-np.take_along_axis(density, order, axis=1) / CORE_DENSITY)
+        dispersion = np.clip(0.02 + 0.6 * spread + 0.4 * loose, 0.02, 0.5)
         return Fibres(evecs[..., 2], fractions.astype(np.float32), dispersion.astype(np.float32))
 
 

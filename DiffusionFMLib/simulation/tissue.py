@@ -19,7 +19,7 @@ OEDEMA_DIFFUSIVITY: Final = 2.0
 
 WM_S0: Final = 500.0
 GM_S0: Final = 640.0
-CSF_S0: Final = 1250.0
+CSF_S0: Final = 1500.0
 OEDEMA_S0: Final = 1150.0
 """T2-weighted signal of each tissue without diffusion weighting, in the scan's units."""
 
