@@ -37,13 +37,16 @@ class EventSink:
 
     def __enter__(self) -> EventSink:
         if self._console.is_terminal and not self._quiet:
-            columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()
-            self._bar = Progress(*columns, TextColumn("{task.fields[left]}"), TimeElapsedColumn(), console=self._console)
+            bar = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()
+            times = TextColumn("{task.fields[left]}"), TimeElapsedColumn()
+            self._bar = Progress(*bar, *times, console=self._console)
             self._task = self._bar.add_task("Starting", total=1.0, left="")
             self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             self._bar.stop()
 
@@ -85,8 +88,8 @@ def show_result(job: str, result: dict[str, Any]) -> None:
         _show_scan(console, result)
         return
     if "quality" in result:
-        quality = result["quality"]
-        console.print(f"{escape(result['name'])}: {escape(quality['facts'])}, quality [{_color(quality)}]{quality['light']}[/]")
+        facts, light, color = result["quality"]["facts"], result["quality"]["light"], _color(result["quality"])
+        console.print(f"{escape(result['name'])}: {escape(facts)}, quality [{color}]{light}[/]")
     reused = result.get("reused") or []
     if reused:
         console.print(f"kept from an earlier run: {', '.join(reused)}", markup=False)

@@ -18,6 +18,8 @@ from DiffusionFMLib.settings import Settings, SimulateSettings, TrackSettings, o
 from DiffusionFMLib.worker import Request, execute
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from DiffusionFMLib.console import EventSink
 
 FIGURE = "figure.png"
@@ -59,7 +61,8 @@ def demo(settings: DemoSettings, sink: EventSink, cancelled: threading.Event) ->
 def _run(
     job: str, settings: Settings, sink: EventSink, cancelled: threading.Event, session: Session, arrays: str | None
 ) -> Event:
-    return execute(Request(job, "run", {"job": job, "settings": settings.to_dict(), "arrays": arrays}, cancelled), sink, session)
+    body = {"job": job, "settings": settings.to_dict(), "arrays": arrays}
+    return execute(Request(job, "run", body, cancelled), sink, session)
 
 
 def draw(artifacts: list[Artifact], path: Path) -> None:
@@ -90,9 +93,8 @@ def draw(artifacts: list[Artifact], path: Path) -> None:
         for column, name in enumerate(("colorfa", "fa", "md")):
             image = np.swapaxes(volumes[name][plane], 0, 1)
             vmin, vmax = arrays[name].window or (0, 1)
-            axes[row, column].imshow(
-                np.clip(image, 0, 1) if image.ndim == 3 else image, origin="lower", cmap="gray", vmin=vmin, vmax=vmax, extent=extent
-            )  # fmt: skip
+            image = np.clip(image, 0, 1) if image.ndim == 3 else image
+            axes[row, column].imshow(image, origin="lower", cmap="gray", vmin=vmin, vmax=vmax, extent=extent)
             if row == 0:
                 axes[row, column].set_title(arrays[name].title, color="white")
         _draw_tracts(axes[row, 3], Path(tracts.array or ""), (across, up))
@@ -113,7 +115,7 @@ def _canonical(artifact: Artifact) -> np.ndarray:
     return apply_orientation(data, io_orientation(np.array(artifact.affine)))
 
 
-def _draw_tracts(ax: object, path: Path, axes: tuple[int, int]) -> None:
+def _draw_tracts(ax: Axes, path: Path, axes: tuple[int, int]) -> None:
     from matplotlib.collections import LineCollection
 
     with np.load(path) as tracts:

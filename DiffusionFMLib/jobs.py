@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,15 +20,28 @@ from DiffusionFMLib.maps import RESIDUAL, STATUS, FitStatus
 from DiffusionFMLib.physics import MODELS
 from DiffusionFMLib.reporting import JobReport
 from DiffusionFMLib.session import Fitted, Session
-from DiffusionFMLib.settings import ConvertSettings, FitSettings, ScanSettings, Settings, SimulateSettings, TrackSettings
+from DiffusionFMLib.settings import (
+    ConvertSettings,
+    FitSettings,
+    ScanSettings,
+    Settings,
+    SimulateSettings,
+    TrackSettings,
+)
 
 if TYPE_CHECKING:
     from DiffusionFMLib.acquisition import Acquisition
     from DiffusionFMLib.maps import ParameterMap
 
-READ, CHECK, PREPARE, FIT, WRITE, TRACK, SIMULATE = (
-    "Reading", "Checking the scan", "Preparing", "Fitting", "Writing", "Tracking", "Simulating"
-)  # fmt: skip
+READ, CHECK, FIT, WRITE, TRACK = "Reading", "Checking the scan", "Fitting", "Writing", "Tracking"
+
+PREPARATION = {
+    "denoise": "Denoising",
+    "gibbs": "Removing Gibbs ringing",
+    "motion": "Correcting motion",
+    "mask": "Finding the brain",
+}
+"""Titles of the stages that `preprocessing.prepare` reports."""
 
 _NOT_IN_KEY = {"device", "memory_mib"}
 """Settings beside paths that do not change what a fit's maps hold."""
@@ -35,19 +49,24 @@ _NOT_IN_KEY = {"device", "memory_mib"}
 
 def stages(job: str, settings: Settings) -> dict[str, float]:
     """Stages of a job in their order, with their usual cost in seconds (2 mm, 30 directions, two cores)."""
-    costs = {
-        "info": {READ: 1.0, CHECK: 2.0},
-        "fit": {READ: 1.0, CHECK: 2.0, PREPARE: 2.0, FIT: 3.0, WRITE: 2.0},
-        "track": {READ: 1.0, CHECK: 2.0, PREPARE: 2.0, FIT: 3.0, WRITE: 2.0, TRACK: 20.0},
-        "convert": {READ: 1.0, WRITE: 3.0},
-        "simulate": {SIMULATE: 10.0, WRITE: 3.0},
-    }[job]
+    if job == "simulate":
+        return {"Anatomy": 6.0, "Scanning": 6.0, WRITE: 6.0}
+    if job == "convert":
+        return {READ: 1.0, WRITE: 3.0}
+    costs = {READ: 1.0, CHECK: 2.0}
     if isinstance(settings, FitSettings):
-        costs[PREPARE] += 60.0 * (settings.denoise != "none") + 20.0 * settings.gibbs + 120.0 * settings.motion
+        costs |= {PREPARATION["denoise"]: 60.0} if settings.denoise != "none" else {}
+        costs |= {PREPARATION["gibbs"]: 20.0} if settings.gibbs else {}
+        costs |= {PREPARATION["motion"]: 120.0} if settings.motion else {}
+        costs |= {PREPARATION["mask"]: 2.0, FIT: 3.0, WRITE: 2.0}
+    if isinstance(settings, TrackSettings):
+        costs[TRACK] = 20.0
     return costs
 
 
-def run(job: str, settings: Settings, report: JobReport, session: Session, arrays: Path | None = None) -> dict[str, Any]:
+def run(
+    job: str, settings: Settings, report: JobReport, session: Session, arrays: Path | None = None
+) -> dict[str, Any]:
     """Do a job.
 
     Parameters
@@ -74,7 +93,7 @@ def run(job: str, settings: Settings, report: JobReport, session: Session, array
     JobCancelled
         If the report says so.
     """
-    report.plan(stages(job, settings))
+    report.plan(stages(job, settings), PREPARATION)
     if isinstance(settings, TrackSettings):
         return _track(settings, report, session, arrays)
     if isinstance(settings, FitSettings):
@@ -91,6 +110,10 @@ def run(job: str, settings: Settings, report: JobReport, session: Session, array
 
 def discard_temporaries() -> None:
     """Remove half-written files of this process, when it has to end at once."""
+    # without that file nothing was written
+    outputs = sys.modules.get("DiffusionFMLib.io.outputs")
+    if outputs is not None:
+        outputs.discard_temporaries()
 
 
 def resolve_device(settings: Settings) -> str:
@@ -160,7 +183,7 @@ def _fit(
         report.enter(WRITE)
         fitted = Fitted(settings, outputs.read_maps(finished))
     if fitted is None:
-        report.enter(PREPARE)
+        report.check()
         prepared = session.prepare(settings, report)
         report.enter(FIT)
         provenance = _provenance(settings, key, prepared)
@@ -186,15 +209,14 @@ def _fit(
 
 def _key(digest: str, settings: FitSettings, kind: type[FitSettings]) -> str:
     """SHA-256 of all that decides a result: scan, settings of that class, version."""
-    return hashlib.sha256(json.dumps([digest, _relevant(settings, kind), __version__], sort_keys=True).encode()).hexdigest()
+    parts = [digest, _relevant(settings, kind), __version__]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _relevant(settings: FitSettings, kind: type[FitSettings]) -> dict[str, Any]:
     """The settings that decide a result: neither paths nor where it was computed."""
     return {
-        f.name: getattr(settings, f.name)
-        for f in fields(kind)
-        if not f.metadata["path"] and f.name not in _NOT_IN_KEY
+        f.name: getattr(settings, f.name) for f in fields(kind) if not f.metadata["path"] and f.name not in _NOT_IN_KEY
     }
 
 
@@ -215,7 +237,8 @@ def _provenance(settings: FitSettings, key: str, acquisition: Acquisition) -> di
 
 def _track(settings: TrackSettings, report: JobReport, session: Session, arrays: Path | None) -> dict[str, Any]:
     from DiffusionFMLib import tractography
-    from DiffusionFMLib.io import outputs, read_mask, write_tracts
+    from DiffusionFMLib.io import outputs, read_mask
+    from DiffusionFMLib.io.tracts import write_tracts
 
     if settings.model != "dti":
         msg = f"Streamlines follow the diffusion tensor; the model is {settings.model}."
@@ -236,17 +259,52 @@ def _track(settings: TrackSettings, report: JobReport, session: Session, arrays:
     name = f"{acquisition.name}_model-tensor_desc-{settings.tracker}_tractography"
     path = Path(settings.out) / f"{name}.{settings.tract_format}"
     write_tracts(path, tracts.streamlines, acquisition.affine, acquisition.shape, tracts.fa)
-    copy = None
+    array = None
     if arrays is not None:
         copy = arrays / f"{name}.npz"
         with outputs.replacing(copy) as temporary, temporary.open("wb") as file:
             np.savez(file, points=tracts.points, offsets=tracts.offsets, fa=tracts.fa)
-    report.artifact(Artifact(report.id, str(path), "tracts", settings.tracker, "Tracts", array=str(copy) if copy else None))
+        array = str(copy)
+    report.artifact(Artifact(report.id, str(path), "tracts", settings.tracker, "Tracts", array=array))
     report.progress(1, 1, TRACK)
     return {**result, "tracts": [path.name], "count": len(tracts)}
 
 
 # --- convert and simulate --------------------------------------------------------------------------------
+
+
+def _convert(settings: ConvertSettings, report: JobReport, session: Session) -> dict[str, Any]:
+    from DiffusionFMLib.io import write_acquisition
+
+    path = Path(settings.out)
+    _output_folder(str(path.parent) if settings.out else "")
+    acquisition = _read(settings, report, session)
+    report.enter(WRITE)
+    written = write_acquisition(acquisition, path)
+    for file in written:
+        _announce_file(report, file, "image" if file == path else "sidecar", file.name)
+    report.progress(1, 1, WRITE)
+    return {"name": acquisition.name, "out": str(path.parent), "files": [file.name for file in written]}
+
+
+def _simulate(settings: SimulateSettings, report: JobReport) -> dict[str, Any]:
+    from DiffusionFMLib.io import outputs, write_acquisition
+    from DiffusionFMLib.simulation import simulate
+
+    out = _output_folder(settings.out)
+    simulated = simulate(settings, report)
+    acquisition, truth = simulated.acquisition, simulated.truth
+    report.enter(WRITE)
+    dwi = out / f"{acquisition.name}.nii.gz"
+    written = write_acquisition(acquisition, dwi)
+    for file in written:
+        _announce_file(report, file, "image" if file == dwi else "sidecar", file.name)
+    for done, (name, map) in enumerate(truth.items()):
+        report.progress(done, len(truth), WRITE)
+        _announce_map(report, map, outputs.write_map(map, out, acquisition.name, "tensor", "truth"), None)
+        written.append(outputs.map_path(out, acquisition.name, "tensor", name, "truth"))
+    report.progress(1, 1, WRITE)
+    return {"name": acquisition.name, "out": str(out), "dwi": str(dwi), "files": [file.name for file in written]}
 
 
 # --- files -----------------------------------------------------------------------------------------------
@@ -287,11 +345,10 @@ def _announce_map(report: JobReport, map: ParameterMap, path: Path, arrays: Path
         # Slicer's arrays run k, j, i
         copy = _save_array(arrays / f"{path.name.removesuffix('.nii.gz')}.npy", np.swapaxes(map.data, 0, 2))
     window = spec.window if spec.window[1] > spec.window[0] else None
+    affine = map.affine.tolist()
     report.artifact(
-        Artifact(
-            report.id, str(path), "map", spec.name, spec.title, spec.unit, window, spec.colors, copy, map.affine.tolist()
-        )
-    )  # fmt: skip
+        Artifact(report.id, str(path), "map", spec.name, spec.title, spec.unit, window, spec.colors, copy, affine)
+    )
 
 
 def _save_array(path: Path, array: NDArray[Any]) -> str:

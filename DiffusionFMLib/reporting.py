@@ -38,14 +38,24 @@ class JobReport:
         self._cancelled = cancelled
         self._begun = time.monotonic()
         self._spans: dict[str, tuple[float, float]] = {}
+        self._titles: Mapping[str, str] = {}
         self._span = (0.0, 1.0)
         self._fraction = 0.0
         self._last = ("", 0.0)
         self._warned: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
 
-    def plan(self, costs: Mapping[str, float]) -> None:
-        """Declare the job's stages in their order, with their expected cost in any common unit."""
+    def plan(self, costs: Mapping[str, float], titles: Mapping[str, str] | None = None) -> None:
+        """Declare the job's stages.
+
+        Parameters
+        ----------
+        costs : mapping of str to float
+            Title of each stage, in their order, to its expected cost in any common unit.
+        titles : mapping of str to str, optional
+            What computing code calls a stage to its title.
+        """
+        self._titles = titles or {}
         total = sum(costs.values()) or 1.0
         begin = 0.0
         for stage, cost in costs.items():
@@ -60,6 +70,7 @@ class JobReport:
     def progress(self, done: float, total: float, stage: str) -> None:
         """See `Report`."""
         self.check()
+        stage = self._titles.get(stage, stage)
         begin, end = self._spans.get(stage, self._span)
         part = min(max(done / total, 0.0), 1.0) if total > 0 else 1.0
         # a fit's threads report too
@@ -100,8 +111,8 @@ def explained(error: BaseException) -> DiffusionFMError | None:
     """What the user can do about an exception of Python, the system or torch; None if it is a bug of ours."""
     if isinstance(error, DiffusionFMError):
         return error
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(error, torch.cuda.OutOfMemoryError):
+    # torch's own class, by name: importing torch to look at an error could fail in turn
+    if any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
         msg = "The graphics card ran out of memory."
         return DeviceError(msg, "Close other programs that use it, lower memory_mib, or choose the device cpu.")
     allocation = isinstance(error, RuntimeError) and any(text in str(error) for text in _ALLOCATION)

@@ -198,6 +198,8 @@ class Session:
 
     def _predicted(self, settings: FitSettings, where: tuple[int, ...]) -> list[float]:
         """The model's signal at a voxel, from a fit of that voxel alone: so that maps read from files suffice."""
+        import torch
+
         from DiffusionFMLib.acquisition import Acquisition
         from DiffusionFMLib.fitting import fit
 
@@ -205,8 +207,9 @@ class Session:
         source = scan.prepared.get(tuple(getattr(settings, name) for name in _PREPARING), scan.acquisition)
         signal = source.signal[where][None, None, None]
         voxel = Acquisition(signal, source.affine, source.gtab, np.ones((1, 1, 1), bool), source.name)
-        theta = fit(voxel, MODELS[settings.model], settings, SilentReport()).parameters
-        return MODELS[settings.model].signal(theta.reshape(-1), source.gtab).tolist()
+        model = MODELS[settings.model]
+        theta = fit(voxel, model, settings, SilentReport()).parameters
+        return model.signal(torch.from_numpy(theta[0]), source.gtab).tolist()
 
 
 def _stamps(settings: ScanSettings) -> tuple[Any, ...]:

@@ -23,10 +23,11 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from DiffusionFMLib.errors import JobCancelled, SettingsError
 from DiffusionFMLib.events import Cancelled, Event, Finished, Result, Started
@@ -34,6 +35,9 @@ from DiffusionFMLib.jobs import discard_temporaries, resolve_device, run
 from DiffusionFMLib.reporting import JobReport, failure
 from DiffusionFMLib.session import Session
 from DiffusionFMLib.settings import JOBS
+
+IDLE_AFTER = 0.3
+"""Seconds without a request after which what the next one will need is loaded."""
 
 OPERATIONS = ("run", "query", "cancel", "shutdown")
 
@@ -135,12 +139,21 @@ class Worker:
         Takes each `Event`; called from two threads.
     abandon : callable
         Ends the process at once; called when the input ends.
+    idle : callable
+        Called once, by the main thread, when there is nothing to do yet.
     """
 
-    def __init__(self, lines: Iterable[bytes], emit: Callable[[Event], None], abandon: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        lines: Iterable[bytes],
+        emit: Callable[[Event], None],
+        abandon: Callable[[], None],
+        idle: Callable[[], None],
+    ) -> None:
         self._lines = lines
         self._emit = emit
         self._abandon = abandon
+        self._idle: Callable[[], None] | None = idle
         self._queue: queue.Queue[Request] = queue.Queue()
         self._pending: dict[str, Request] = {}
         self._lock = threading.Lock()
@@ -149,10 +162,19 @@ class Worker:
         """Serve requests, one at a time; returns after ``shutdown``."""
         threading.Thread(target=self._listen, name="requests", daemon=True).start()
         session = Session()
-        while (request := self._queue.get()).op != "shutdown":
+        while (request := self._next()).op != "shutdown":
             execute(request, self._emit, session)
             with self._lock:
                 del self._pending[request.id]
+
+    def _next(self) -> Request:
+        if self._idle is not None:
+            try:
+                return self._queue.get(timeout=IDLE_AFTER)
+            except queue.Empty:
+                self._idle()
+                self._idle = None
+        return self._queue.get()
 
     def _listen(self) -> None:
         for line in self._lines:
@@ -194,7 +216,10 @@ def _id_of(line: bytes) -> str:
 
 
 def _preload() -> None:
-    """Load what the first job will need while the user still chooses settings."""
+    """Load what the next job will need while the user still chooses settings.
+
+    Not in a thread beside a job: SciPy looks at a torch that is only half imported, and fails.
+    """
     try:
         import nibabel  # noqa: F401
         import torch  # noqa: F401
@@ -211,9 +236,13 @@ def main() -> None:
     sys.stdout = sys.stderr
     lock = threading.Lock()
 
-    def abandon(*_: object) -> None:
+    def end(status: int) -> NoReturn:
         discard_temporaries()
-        os._exit(0)
+        sys.stderr.flush()
+        os._exit(status)
+
+    def abandon(*_: object) -> None:
+        end(0)
 
     def emit(event: Event) -> None:
         line = event.to_json()
@@ -226,10 +255,13 @@ def main() -> None:
             abandon()
 
     signal.signal(signal.SIGTERM, abandon)
-    threading.Thread(target=_preload, name="preload", daemon=True).start()
-    Worker(sys.stdin.buffer, emit, abandon).serve()
-    # an ordinary exit would wait for, or trip over, the thread that still reads stdin
-    abandon()
+    try:
+        Worker(sys.stdin.buffer, emit, abandon, _preload).serve()
+    except BaseException:
+        traceback.print_exc()
+        end(1)
+    # an ordinary exit would trip over the thread that still reads stdin
+    end(0)
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def test_a_warning_is_told_once():
         (FileNotFoundError(errno.ENOENT, "No such file", "dwi.nii.gz"), InputError),
         (MemoryError(), DeviceError),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), DeviceError),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), DeviceError),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 8 bytes"), DeviceError),
     ],
 )  # fmt: skip
 def test_what_the_system_says_becomes_something_to_do(error, kind):

@@ -108,7 +108,7 @@ def of_kind(events, kind) -> list[Event]:
     return [event for event in events if event.kind == kind]
 
 
-def write_small_scan(folder: Path, name="scan", shape=(24, 24, 12), n_directions=12, snr=40.0, seed=1, copies=1) -> Path:
+def write_small_scan(folder: Path, name="scan", shape=(24, 24, 12), n_directions=12, snr=40.0, seed=1, copies=1):
     """A head of 2.5 mm voxels: fibres left-right in the middle, up-down beside it, CSF around; NIfTI, bval, bvec."""
     import nibabel
 

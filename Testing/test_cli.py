@@ -1,0 +1,154 @@
+"""Commands on small scans, in this process: what people and scripts see."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from worker_client import ENVIRONMENT, write_small_scan
+
+from DiffusionFMLib.cli import DONE, USER, main
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory):
+    return write_small_scan(tmp_path_factory.mktemp("scan"))
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A scan that a test may break; alone in its folder."""
+    return write_small_scan(tmp_path / "scan")
+
+
+def test_info_shows_the_protocol_and_what_can_be_fitted(scan, capsys):
+    assert main(["info", str(scan)]) == DONE
+    text = capsys.readouterr().out
+    assert "b 0 1000: 1+12" in text
+    assert "model dti" in text
+    assert "supported" in text
+
+
+def test_json_is_all_there_is_on_stdout(scan, capsys):
+    assert main(["info", str(scan), "--json"]) == DONE
+    result = json.loads(capsys.readouterr().out)
+    assert result["name"] == "scan"
+    assert result["models"] == {"adc": None, "dti": None}
+    assert result["quality"]["light"] in ("green", "amber", "red")
+
+
+def test_fit_writes_named_maps_and_says_where(scan, tmp_path, capsys):
+    assert main(["fit", str(scan), "--model", "adc", "--method", "ols", "--out", str(tmp_path / "maps")]) == DONE
+    captured = capsys.readouterr()
+    assert str(tmp_path / "maps") in captured.out
+    assert "Fitting" in captured.err
+    assert (tmp_path / "maps" / "scan_model-adc_param-adc_desc-ols_dwimap.nii.gz").is_file()
+    main(["fit", str(scan), "--model", "adc", "--method", "ols", "--out", str(tmp_path / "maps")])
+    assert "kept from an earlier run: adc, s0, residual, status" in capsys.readouterr().out
+
+
+def test_track_writes_streamlines_along_the_fibres(scan, tmp_path, capsys):
+    out = tmp_path / "maps"
+    command = ["track", str(scan), "--out", str(out), "--tract-format", "tck", "--max-count", "200", "--json"]
+    assert main(command) == DONE
+    result = json.loads(capsys.readouterr().out)
+    assert result["tracts"] == ["scan_model-tensor_desc-deterministic_tractography.tck"]
+
+    import nibabel
+
+    tracts = nibabel.streamlines.load(out / result["tracts"][0]).streamlines
+    assert len(tracts) == result["count"] > 20
+    # fibres of the middle slab run left-right, those above and below it up-down
+    middle = [t for t in tracts if np.abs(t[:, 2]).max() < 3]
+    assert middle
+    ends = np.array([np.abs(t[-1] - t[0]) / np.linalg.norm(t[-1] - t[0]) for t in middle])
+    assert np.median(ends[:, 0]) > 0.9
+
+
+@pytest.mark.parametrize("name", ["again.nii.gz", "again.nrrd"])
+def test_convert_keeps_the_scan(scan, tmp_path, capsys, name):
+    assert main(["convert", str(scan), "--out", str(tmp_path / name)]) == DONE
+    capsys.readouterr()
+    assert main(["info", str(tmp_path / name), "--json"]) == DONE
+    again = json.loads(capsys.readouterr().out)
+    assert main(["info", str(scan), "--json"]) == DONE
+    assert again["quality"] == json.loads(capsys.readouterr().out)["quality"]
+
+
+def _break(path, how):
+    bval, bvec = (path.with_name(f"scan.{end}") for end in ("bval", "bvec"))
+    match how:
+        case "no scan":
+            path.unlink()
+        case "no bval":
+            bval.unlink()
+        case "a direction too few":
+            np.savetxt(bvec, np.loadtxt(bvec)[:, 1:])
+        case "words in bval":
+            bval.write_text("0 one thousand")
+        case "truncated":
+            path.write_bytes(path.read_bytes()[:-5000])
+        case "no image":
+            path.write_bytes(b"this is no image" * 1000)
+        case "no b0":
+            np.savetxt(bval, np.full((1, 13), 1000), fmt="%d")
+            np.savetxt(bvec, np.tile([[1.0], [0], [0]], 13))
+
+
+@pytest.mark.parametrize(
+    "how", ["no scan", "no bval", "a direction too few", "words in bval", "truncated", "no image", "no b0"]
+)
+def test_a_broken_scan_ends_with_what_to_do_and_nothing_written(copy, tmp_path, capsys, how):
+    _break(copy, how)
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["fit", str(copy), "--out", str(tmp_path / "maps"), "--json"]) == USER
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    message, hint = captured.err.strip().splitlines()[-2:]
+    assert message.startswith("error: ")
+    assert "scan" in message
+    assert hint.startswith("  ")
+    assert len(hint) > 10
+    assert "Traceback" not in captured.err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        (["--out", ""], "output folder"),
+        (["--out", "maps", "--mask", "absent.nii.gz"], "absent.nii.gz"),
+        (["--out", "maps", "--bval", "absent.bval"], "absent.bval"),
+        (["--out", "maps", "--bvec", "absent.bvec"], "absent.bvec"),
+        (["--out", "scan/scan.nii.gz"], "scan.nii.gz"),
+    ],
+)
+def test_a_wrong_path_is_named(copy, tmp_path, capsys, monkeypatch, flags, word):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["fit", "scan/scan.nii.gz", *flags]) == USER
+    assert word in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_too_few_directions_for_the_model_names_both_counts(tmp_path, capsys):
+    few = write_small_scan(tmp_path, n_directions=5)
+    assert main(["fit", str(few), "--out", str(tmp_path / "maps")]) == USER
+    errors = capsys.readouterr().err
+    assert "5" in errors
+    assert "6" in errors
+    assert not (tmp_path / "maps").exists()
+
+
+def test_the_module_runs_as_a_program(scan):
+    command = [sys.executable, "-m", "DiffusionFMLib", "info", str(scan), "--json"]
+    done = subprocess.run(command, capture_output=True, env=ENVIRONMENT, check=True)
+    assert json.loads(done.stdout)["name"] == "scan"
+
+
+def test_a_message_may_hold_what_looks_like_markup(tmp_path, capsys):
+    assert main(["info", str(tmp_path / "[red]scan[/red].nii.gz")]) == USER
+    assert "[red]scan[/red].nii.gz" in capsys.readouterr().err
