@@ -60,7 +60,7 @@ def isScan(node: Any) -> bool:
         return False
     if node.IsA("vtkMRMLSequenceNode"):
         first = node.GetNthDataNode(0) if node.GetNumberOfDataNodes() > 1 else None
-        return first is not None and first.IsA("vtkMRMLScalarVolumeNode")
+        return first is not None and bool(first.IsA("vtkMRMLScalarVolumeNode"))
     image = node.GetImageData() if node.IsA("vtkMRMLVolumeNode") else None
     return image is not None and image.GetNumberOfScalarComponents() > 3
 
