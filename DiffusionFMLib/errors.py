@@ -6,6 +6,8 @@ ours and keeps its traceback.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class DiffusionFMError(Exception):
     """A failure that the user can fix.
@@ -16,14 +18,17 @@ class DiffusionFMError(Exception):
         What failed and where: expected X, got Y.
     hint : str
         What to do about it, as one sentence in the imperative.
+    choices : mapping of str to str, optional
+        What the user may choose among, when that is the way out: value of the setting to its description.
     """
 
     code = "error"
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", choices: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.choices = dict(choices or {})
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".strip()

@@ -89,7 +89,10 @@ class Result(Event):
 
 @dataclass(frozen=True)
 class Failed(Event):
-    """The job failed: `code` of the error class (``bug`` if it is ours), message, hint, and a traceback for bugs."""
+    """The job failed: `code` of the error class (``bug`` if it is ours), message, hint, and a traceback for bugs.
+
+    `choices` are those of the error: what the user may choose among, with descriptions.
+    """
 
     kind = "failed"
     terminal = True
@@ -97,6 +100,7 @@ class Failed(Event):
     message: str
     hint: str = ""
     traceback: str = ""
+    choices: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

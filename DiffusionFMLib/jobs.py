@@ -101,7 +101,7 @@ def run(
     if isinstance(settings, ConvertSettings):
         return _convert(settings, report, session)
     if isinstance(settings, ScanSettings):
-        return _info(settings, report, session)
+        return _info(settings, report, session, arrays)
     if isinstance(settings, SimulateSettings):
         return _simulate(settings, report)
     msg = f"{type(settings).__name__} belongs to no job."
@@ -134,11 +134,22 @@ def resolve_device(settings: Settings) -> str:
 # --- info ------------------------------------------------------------------------------------------------
 
 
-def _info(settings: ScanSettings, report: JobReport, session: Session) -> dict[str, Any]:
+def _info(settings: ScanSettings, report: JobReport, session: Session, arrays: Path | None) -> dict[str, Any]:
     acquisition = _read(settings, report, session)
+    if arrays is not None:
+        # a viewer shows the scan while it is being checked
+        copy = _save_array(arrays / f"{acquisition.name}.npy", np.swapaxes(acquisition.signal, 0, 2))
+        affine = acquisition.affine.tolist()
+        report.artifact(Artifact(report.id, settings.dwi, "image", acquisition.name, array=copy, affine=affine))
     report.enter(CHECK)
     quality = session.quality(report)
-    return {"name": acquisition.name, "quality": quality.to_dict(), "models": _support(acquisition)}
+    return {
+        "name": acquisition.name,
+        "bvals": acquisition.gtab.bvals.tolist(),
+        "bvecs": acquisition.gtab.bvecs.tolist(),
+        "quality": quality.to_dict(),
+        "models": _support(acquisition),
+    }
 
 
 def _read(settings: ScanSettings, report: JobReport, session: Session) -> Acquisition:

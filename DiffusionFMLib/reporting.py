@@ -140,7 +140,7 @@ def failure(id: str, error: BaseException) -> Failed:
     """The event that ends a request that raised `error`."""
     known = explained(error)
     if known is not None:
-        return Failed(id, known.code, known.message, known.hint)
+        return Failed(id, known.code, known.message, known.hint, choices=known.choices)
     trace = "".join(traceback.format_exception(error))
     message = f"{type(error).__name__}: {error}"
     return Failed(id, "bug", message, "This is a fault of DiffusionFM: please report it with the log.", trace)

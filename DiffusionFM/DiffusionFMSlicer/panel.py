@@ -239,7 +239,7 @@ class Panel:
         self.scanBox.setQuality(scan, answer.get("quality"), answer.get("models"))
         self.refresh()
 
-    def onEnded(self, job: str, outcome: Outcome, message: str, hint: str, details: dict[str, Any]) -> None:
+    def onEnded(self, job: str, outcome: Outcome, message: str, hint: str, choices: dict[str, str]) -> None:
         """See `Listener`."""
         bar = self.ui.progressBar
         bar.value = bar.maximum if outcome is Outcome.FINISHED else 0
@@ -249,7 +249,7 @@ class Panel:
         ]
         if outcome is Outcome.FAILED:
             self.showError(message, hint)
-            self.scanBox.offerSeries(details)
+            self.scanBox.offerSeries(choices)
         elif outcome is Outcome.FINISHED and job in ("fit", "track"):
             self._present()
         if self.ui.logButton.checked:

@@ -68,8 +68,8 @@ class Listener(Protocol):
     def onAnswer(self, job: str, scan: Any, answer: dict[str, Any]) -> None:
         """A job's result: the quality summary of a scan, the series of a folder..."""
 
-    def onEnded(self, job: str, outcome: Outcome, message: str, hint: str, details: dict[str, Any]) -> None:
-        """The request is over, and everything it made is in the scene; `details` are those of a `Failed`."""
+    def onEnded(self, job: str, outcome: Outcome, message: str, hint: str, choices: dict[str, str]) -> None:
+        """The request is over, and everything it made is in the scene; `choices` are those of a `Failed`."""
 
 
 @dataclass
@@ -271,7 +271,7 @@ class Runner:
         elif isinstance(event, Failed):
             if event.traceback:
                 self.worker.log.extend(event.traceback.splitlines())
-            self._whenImported(Outcome.FAILED, event.message, event.hint)
+            self._whenImported(Outcome.FAILED, event.message, event.hint, event.choices)
 
     def _onExit(self, status: int) -> None:
         if self._request is None:
@@ -360,20 +360,22 @@ class Runner:
             if not isinstance(error, DiffusionFMError):
                 raise
 
-    def _whenImported(self, outcome: Outcome, message: str = "", hint: str = "") -> None:
+    def _whenImported(
+        self, outcome: Outcome, message: str = "", hint: str = "", choices: dict[str, str] | None = None
+    ) -> None:
         self.worker.settled()
         if self._request is not None:
             self._request.over = True
 
         def last() -> Iterator[None]:
-            self._end(outcome, message, hint)
+            self._end(outcome, message, hint, choices)
             yield
 
         self._import(last())
 
-    def _end(self, outcome: Outcome, message: str, hint: str) -> None:
+    def _end(self, outcome: Outcome, message: str, hint: str, choices: dict[str, str] | None = None) -> None:
         request, self._request = self._request, None
         self.state = State.IDLE
         if request is not None:
             removeJobFolder(request.folder)
-            self._listener.onEnded(request.job, outcome, message, hint)
+            self._listener.onEnded(request.job, outcome, message, hint, choices or {})

@@ -100,15 +100,14 @@ class ScanBox:
             self._ui.seriesSelector.visible = False
         self._folder = path
 
-    def offerSeries(self, details: dict[str, Any]) -> None:
+    def offerSeries(self, series: dict[str, str]) -> None:
         """Let the user choose among the series of a DICOM folder.
 
         Parameters
         ----------
-        details : dict
-            ``series``: number to description, when the worker found several.
+        series : dict
+            Number to description, when the worker found several.
         """
-        series = details.get("series")
         if not series:
             return
         selector = self._ui.seriesSelector
