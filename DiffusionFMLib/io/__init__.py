@@ -1,0 +1,20 @@
+"""Files: scans, masks and images in; maps, tracts and converted scans out."""
+
+from __future__ import annotations
+
+from DiffusionFMLib.io.dicom import Series, list_series
+from DiffusionFMLib.io.reading import Image, read_acquisition, read_image, read_mask
+from DiffusionFMLib.io.tracts import read_tracts, write_tracts
+from DiffusionFMLib.io.writing import write_acquisition
+
+__all__ = [
+    "Image",
+    "Series",
+    "list_series",
+    "read_acquisition",
+    "read_image",
+    "read_mask",
+    "read_tracts",
+    "write_acquisition",
+    "write_tracts",
+]

@@ -1,0 +1,145 @@
+"""DICOM folders, through dcm2niix: it knows the vendors' private diffusion fields, and nobody else does as well."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from DiffusionFMLib.errors import InputError
+from DiffusionFMLib.events import Report, SilentReport
+from DiffusionFMLib.io.nifti import NiftiFile
+
+POLL_SECONDS: Final = 0.1
+"""How often a running conversion asks whether it was cancelled."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """A diffusion series of a DICOM folder.
+
+    Parameters
+    ----------
+    number : str
+        Its number, with a letter when a number holds several images.
+    description : str
+        What the scanner's protocol calls it.
+    volumes : int
+    path : Path
+        The converted image, which lives as long as the conversion's folder.
+    """
+
+    number: str
+    description: str
+    volumes: int
+    path: Path
+
+    @property
+    def stem(self) -> str:
+        """Name for output files, without anything that could name the patient."""
+        return f"series-{self.number}"
+
+    def __str__(self) -> str:
+        return f"{self.number} ({self.description}, {self.volumes} volumes)"
+
+
+def list_series(folder: Path, report: Report | None = None) -> list[Series]:
+    """The diffusion series in a DICOM folder, so that a person can choose; their images are gone again.
+
+    Raises
+    ------
+    InputError
+        If the folder holds no DICOM.
+    """
+    with tempfile.TemporaryDirectory(prefix="diffusionfm-") as temporary:
+        return _convert(folder, Path(temporary), report or SilentReport())
+
+
+@contextmanager
+def converted(folder: Path, number: str, report: Report) -> Iterator[Series]:
+    """A diffusion series as NIfTI with bval and bvec, in a folder that goes away afterwards.
+
+    Parameters
+    ----------
+    folder : Path
+    number : str
+        Which series; may be empty when there is only one.
+    report : Report
+
+    Raises
+    ------
+    InputError
+        If there is no diffusion series, or it is not clear which.
+    JobCancelled
+        If the report says so.
+    """
+    with tempfile.TemporaryDirectory(prefix="diffusionfm-") as temporary:
+        series = _convert(folder, Path(temporary), report)
+        listed = "; ".join(map(str, series))
+        chosen = [s for s in series if number in ("", s.number)]
+        if not series:
+            msg = f"{folder.name} holds no diffusion series: no b-values were found in its DICOM files."
+            raise InputError(
+                msg, "Choose the folder of the diffusion series, or convert it to NIfTI with bval and bvec."
+            )
+        if not chosen:
+            msg = f"{folder.name} has no diffusion series {number}; it has {listed}."
+            raise InputError(msg, "Choose one of them.")
+        if len(chosen) > 1:
+            msg = f"{folder.name} holds {len(series)} diffusion series: {listed}."
+            choices = {s.number: f"{s.description}, {s.volumes} volumes" for s in chosen}
+            raise InputError(msg, "Choose one by its number, with series.", choices)
+        yield chosen[0]
+
+
+def _convert(folder: Path, out: Path, report: Report) -> list[Series]:
+    # named by number only: a description could hold the patient's name
+    names = ("-f", "%s", "-b", "y", "-ba", "y", "-z", "n", "-w", "2")
+    with (out / "log.txt").open("w+", encoding="utf-8", errors="replace") as log:
+        process = subprocess.Popen(
+            [_program(), *names, "-o", str(out), str(folder.absolute())],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            while True:
+                try:
+                    process.wait(POLL_SECONDS)
+                    break
+                except subprocess.TimeoutExpired:
+                    report.check()
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        log.seek(0)
+        text = log.read()
+    images = sorted(out.glob("*.nii"))
+    if not images:
+        reason = next((line for line in reversed(text.splitlines()) if "rror" in line), "no DICOM image in it")
+        msg = f"{folder.name} could not be converted from DICOM: {reason.strip()}."
+        raise InputError(msg, "Choose a folder with a DICOM series, or a NIfTI or NRRD file.")
+    series = [_describe(path) for path in images if path.with_suffix(".bval").exists()]
+    return sorted((s for s in series if s.volumes > 1), key=lambda s: (len(s.number), s.number))
+
+
+def _describe(path: Path) -> Series:
+    sidecar = path.with_suffix(".json")
+    values: dict[str, Any] = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.exists() else {}
+    description = str(values.get("SeriesDescription") or values.get("ProtocolName") or "no description")
+    return Series(path.stem, description, NiftiFile(path).n_volumes, path)
+
+
+def _program() -> str:
+    try:
+        import dcm2niix
+    except ImportError as error:
+        msg = "DICOM cannot be read: dcm2niix is not installed."
+        raise InputError(msg, "Install the Python package dcm2niix, or convert the scan to NIfTI.") from error
+    return str(dcm2niix.bin)

@@ -1,0 +1,86 @@
+"""What every image format gives the readers: shape, orientation, gradients if it holds them, and the values."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from DiffusionFMLib.errors import InputError
+from DiffusionFMLib.events import Report
+from DiffusionFMLib.gradients import GradientTable
+
+READING = "Reading"
+"""Stage that readers report progress of."""
+
+EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".npy")
+
+
+class ImageFile(ABC):
+    """An image on disk: its header is read at construction, its values when asked for.
+
+    Attributes
+    ----------
+    path : Path
+    shape : tuple of int
+        Voxels along x, y and z, then volumes if there is a fourth axis.
+    affine : ndarray, shape (4, 4)
+        Voxel to scanner RAS mm.
+    stem : str
+        File name without its extension.
+    notes : list of str
+        What was normalised.
+    warnings : list of (code, message)
+        What the user should know about the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.shape: tuple[int, ...] = ()
+        self.affine: NDArray[np.float64] = np.eye(4)
+        self.stem = stem(path)
+        self.notes: list[str] = []
+        self.warnings: list[tuple[str, str]] = []
+
+    def gradients(self, b0_threshold: float) -> GradientTable | None:
+        """The table that the file itself holds, if any."""
+        return None
+
+    @abstractmethod
+    def read(self, report: Report, volumes: Sequence[int] | None = None) -> NDArray[np.float32]:
+        """Scaled values, shape (X, Y, Z) or (X, Y, Z, N); some volumes of it when asked.
+
+        Raises
+        ------
+        InputError
+            If the file is damaged.
+        JobCancelled
+            If the report says so.
+        """
+
+    @property
+    def n_volumes(self) -> int:
+        """Length of the fourth axis; 1 for a 3-D image."""
+        return self.shape[3] if len(self.shape) > 3 else 1
+
+    def _check_shape(self) -> None:
+        """Squeeze trailing axes of length one, with a note, and reject what no reader can use."""
+        given = self.shape
+        while len(self.shape) > 4 and self.shape[-1] == 1:
+            self.shape = self.shape[:-1]
+        if self.shape != given:
+            self.notes.append(f"The image had shape {given}; trailing axes of length one were dropped.")
+        if len(self.shape) not in (3, 4) or not all(n > 0 for n in self.shape):
+            msg = f"{self.path.name} has shape {given}; expected x, y, z and volumes."
+            raise InputError(msg, "Choose a diffusion series or a 3-D image.")
+
+
+def stem(path: Path) -> str:
+    """File name without its image extension."""
+    for extension in EXTENSIONS:
+        if path.name.lower().endswith(extension):
+            return path.name[: -len(extension)]
+    return path.stem if path.suffix else path.name

@@ -1,0 +1,228 @@
+"""Results on disk: BIDS derivative names, sidecars, and files that are either whole or absent."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from DiffusionFMLib import __version__
+from DiffusionFMLib.errors import InputError, OutputError
+from DiffusionFMLib.events import SilentReport
+from DiffusionFMLib.io.compressed import compress
+from DiffusionFMLib.io.nifti import NiftiFile
+from DiffusionFMLib.maps import MapSpec, ParameterMap
+
+BIDS_VERSION: Final = "1.10.0"
+
+_temporaries: set[Path] = set()
+
+
+# --- whole files or none -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Name to write to in the same folder; it becomes `path` when the block ends well, and is removed otherwise.
+
+    Raises
+    ------
+    OutputError
+        If the folder cannot be made, or the file not be written.
+    """
+    temporary = path.with_name(f".part-{os.getpid()}-{path.name}")
+    _temporaries.add(temporary)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        msg = f"{path.name} could not be written to {path.parent}: {error.strerror or error}."
+        hint = "Free some space" if full else "Check the folder's permissions"
+        raise OutputError(msg, f"{hint}, or choose another output folder.") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        _temporaries.discard(temporary)
+
+
+def discard_temporaries() -> None:
+    """Remove what is half-written, for a process that has to end at once."""
+    for temporary in list(_temporaries):
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> Path:
+    """Write a whole file or none; see `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+    return path
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> Path:
+    """Write JSON for people: sorted keys, so that the same values are the same bytes."""
+    text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return write_bytes(path, f"{text}\n".encode())
+
+
+# --- images --------------------------------------------------------------------------------------------------
+
+
+def nifti_bytes(
+    data: NDArray[Any], affine: ArrayLike, window: tuple[float, float] = (0, 0), *, compressed: bool = True
+) -> bytes:
+    """A NIfTI file: sform and qform in scanner coordinates, mm.
+
+    Parameters
+    ----------
+    data : array, shape (X, Y, Z) or (X, Y, Z, C)
+    affine : array, shape (4, 4)
+        Voxel to scanner RAS mm.
+    window : tuple of float
+        Display range; none when both are equal.
+    compressed : bool
+        As gzip.
+    """
+    image = nib.Nifti1Image(data, affine)
+    image.set_sform(affine, 1)
+    image.set_qform(affine, 1)
+    image.header.set_xyzt_units("mm")
+    image.header["cal_min"], image.header["cal_max"] = window if window[1] > window[0] else (0, 0)
+    return compress(image.to_bytes()) if compressed else bytes(image.to_bytes())
+
+
+def map_path(out: Path, stem: str, label: str, name: str, method: str) -> Path:
+    """Where a map goes, by BIDS derivatives.
+
+    Parameters
+    ----------
+    out : Path
+        Output folder.
+    stem : str
+        Name of the scan.
+    label, name, method : str
+        The model's label (``tensor``), the map's name (``fa``) and the estimator (``wls``).
+    """
+    return out / f"{stem}_model-{label}_param-{name}_desc-{method}_dwimap.nii.gz"
+
+
+def write_map(map: ParameterMap, out: Path, stem: str, label: str, method: str) -> Path:
+    """Write a map and its sidecar; see `map_path` for the names.
+
+    The sidecar is written last, so that one with the right key stands for a finished map.
+
+    Raises
+    ------
+    OutputError
+        If they cannot be written; nothing half-written stays.
+    """
+    path = map_path(out, stem, label, map.spec.name, method)
+    sidecar = _sidecar(path)
+    with suppress(OSError):
+        sidecar.unlink(missing_ok=True)
+    kind = np.uint8 if map.spec.colors == "labels" else np.float32
+    data = nifti_bytes(np.asarray(map.data, kind), map.affine, map.spec.window)
+    write_bytes(path, data)
+    write_json(sidecar, _description(map, data))
+    return path
+
+
+def _description(map: ParameterMap, data: bytes) -> dict[str, Any]:
+    spec = map.spec
+    values: dict[str, Any] = {
+        "Description": spec.description,
+        "Title": spec.title,
+        "Units": spec.unit or "1",
+        "Window": list(spec.window),
+        "Colors": spec.colors,
+        "Provenance": dict(map.provenance),
+        "Sha256": hashlib.sha256(data).hexdigest(),
+    }
+    if spec.components:
+        values["Components"] = list(spec.components)
+    return values
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(f"{path.name.removesuffix('.nii.gz')}.json")
+
+
+# --- resuming ------------------------------------------------------------------------------------------------
+
+
+def finished_map(path: Path, key: str) -> bool:
+    """Whether a map is there, whole, and was made from what the key stands for."""
+    try:
+        sidecar = json.loads(_sidecar(path).read_text(encoding="utf-8"))
+        return bool(
+            sidecar["Provenance"]["key"] == key and sidecar["Sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def finished_maps(out: Path, stem: str, label: str, names: Iterable[str], method: str, key: str) -> dict[str, Path]:
+    """Those of the named maps that are finished (see `finished_map`), by name."""
+    paths = {name: map_path(out, stem, label, name, method) for name in names}
+    return {name: path for name, path in paths.items() if finished_map(path, key)}
+
+
+def read_map(path: Path) -> ParameterMap:
+    """A map that `write_map` wrote, with what its sidecar says.
+
+    Raises
+    ------
+    InputError
+        If the map or its sidecar is missing or damaged.
+    """
+    sidecar = _sidecar(path)
+    try:
+        values = json.loads(sidecar.read_text(encoding="utf-8"))
+        spec = MapSpec(
+            path.name.partition("_param-")[2].partition("_")[0],
+            values["Title"],
+            "" if values["Units"] == "1" else values["Units"],
+            values["Description"],
+            (values["Window"][0], values["Window"][1]),
+            values["Colors"],
+            tuple(values.get("Components", ())),
+        )
+        provenance = dict(values["Provenance"])
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        msg = f"{sidecar.name} is missing or is not a sidecar of DiffusionFM."
+        raise InputError(msg, "Compute the map again.") from error
+    image = NiftiFile(path)
+    data = image.read(SilentReport())
+    if spec.components and data.ndim == 3:
+        data = data[..., None]
+    return ParameterMap(spec, data, image.affine, provenance)
+
+
+def read_maps(paths: Mapping[str, Path]) -> dict[str, ParameterMap]:
+    """Maps that `write_map` wrote, by name."""
+    return {name: read_map(path) for name, path in paths.items()}
+
+
+def write_dataset_description(out: Path) -> Path:
+    """Write ``dataset_description.json``, which makes the folder a BIDS derivative; another program's is left alone."""
+    path = out / "dataset_description.json"
+    if path.exists() and '"DiffusionFM"' not in path.read_text(encoding="utf-8", errors="replace"):
+        return path
+    values = {
+        "Name": "DiffusionFM maps",
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": "DiffusionFM", "Version": __version__}],
+    }
+    return write_json(path, values)

@@ -1,0 +1,244 @@
+"""From a path to an `Acquisition`, an image or a mask: the format is told by the content, not by the name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from DiffusionFMLib.acquisition import Acquisition
+from DiffusionFMLib.errors import InputError, ProtocolError
+from DiffusionFMLib.events import Report, SilentReport
+from DiffusionFMLib.gradients import GradientTable
+from DiffusionFMLib.io import dicom, fsl
+from DiffusionFMLib.io.compressed import opened
+from DiffusionFMLib.io.exported import NPY_MAGIC, ExportedNode
+from DiffusionFMLib.io.images import ImageFile
+from DiffusionFMLib.io.nifti import NiftiFile, is_nifti
+from DiffusionFMLib.io.nrrd import NRRD_MAGIC, NrrdFile
+from DiffusionFMLib.settings import ScanSettings
+
+MAX_BVAL: Final = 4000.0
+"""Higher b-values are outside what the models were made for, s/mm2."""
+
+MAX_VOXEL: Final = 4.0
+"""Longer voxel edges are outside what the models were made for, mm."""
+
+MIN_VOXEL_VOLUME: Final = 0.3
+"""Smaller voxels are those of animals and specimens, mm3."""
+
+GRID_TOLERANCE: Final = 1e-2
+"""Two grids are the same when no corner voxel is further off, as a fraction of a voxel's edge."""
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """A 3-D image, such as a T1w.
+
+    Parameters
+    ----------
+    data : array, shape (X, Y, Z), float32
+    affine : array, shape (4, 4)
+        Voxel to scanner RAS mm.
+    name : str
+        Stem of its file.
+    """
+
+    data: NDArray[np.float32]
+    affine: NDArray[np.float64]
+    name: str
+
+
+def open_image(path: Path) -> ImageFile:
+    """The image in a file, its header read.
+
+    Raises
+    ------
+    InputError
+        If it is missing, damaged or of no known format.
+    """
+    with opened(path) as file:
+        start = file.read(352)
+    if is_nifti(start):
+        return NiftiFile(path)
+    if start.startswith(NRRD_MAGIC):
+        return NrrdFile(path)
+    if start.startswith(NPY_MAGIC):
+        return ExportedNode(path)
+    if not start:
+        msg = f"{path.name} is empty."
+        raise InputError(msg, "Copy or download the file again.")
+    if start[128:132] == b"DICM":
+        msg = f"{path.name} is a single DICOM file; expected the folder of the series."
+        raise InputError(msg, f"Choose the folder {path.absolute().parent.name} instead.")
+    msg = f"{path.name} is not an image that can be read: expected NIfTI, NRRD or a DICOM folder."
+    raise InputError(msg, "Choose the scan itself, or convert it to NIfTI.")
+
+
+def read_acquisition(settings: ScanSettings, report: Report) -> Acquisition:
+    """Read a diffusion scan.
+
+    Parameters
+    ----------
+    settings : ScanSettings
+        `dwi` is a NIfTI, NRRD or exported file, or a DICOM folder; `bval` and `bvec` stand for the files beside it.
+    report : Report
+        Told of progress, and warned of what is odd but usable.
+
+    Returns
+    -------
+    Acquisition
+        Without the vendor's trace volumes; what was normalised is in its notes.
+
+    Raises
+    ------
+    InputError
+        If a file is missing, broken, or does not fit the others.
+    GradientError
+        If b-values or directions cannot be used.
+    ProtocolError
+        If the scan has no b0, no weighting or only one direction.
+    JobCancelled
+        If the report says so.
+    """
+    path = Path(settings.dwi).expanduser()
+    if path.is_dir():
+        with dicom.converted(path, settings.series, report) as series:
+            return _read(NiftiFile(series.path), settings, report, series.stem)
+    return _read(open_image(path), settings, report)
+
+
+def _read(image: ImageFile, settings: ScanSettings, report: Report, name: str = "") -> Acquisition:
+    if len(image.shape) != 4:
+        msg = f"{image.path.name} has 3 dimensions {image.shape}; expected 4: x, y, z and volumes."
+        raise InputError(msg, "Choose the whole diffusion series, not a single volume of it.")
+    gtab = None if settings.bval or settings.bvec else image.gradients(settings.b0_threshold)
+    if gtab is None:
+        gtab = fsl.read_table(image, settings.bval, settings.bvec, settings.b0_threshold)
+    for code, message in image.warnings:
+        report.warning(code, message)
+    notes, kept = list(image.notes), None
+    if gtab.trace_mask.any():
+        kept = np.flatnonzero(~gtab.trace_mask)
+        message = (
+            f"{int(gtab.trace_mask.sum())} volume(s) with a b-value but no direction (the scanner's trace images) "
+            f"were set aside: {np.flatnonzero(gtab.trace_mask).tolist()}."
+        )
+        report.warning("trace-volumes", message)
+        notes.append(message)
+        gtab = gtab.subset(kept)
+    _check_protocol(image, gtab)
+    signal = image.read(report, None if kept is None else kept.tolist())
+    acquisition = Acquisition(signal, image.affine, gtab, None, name or image.stem, tuple(notes))
+    _warn_out_of_protocol(acquisition, report)
+    if settings.mask:
+        acquisition = acquisition.with_mask(read_mask(Path(settings.mask), acquisition))
+    return acquisition
+
+
+def _check_protocol(image: ImageFile, gtab: GradientTable) -> None:
+    """Reject what no model can use, before the image itself is read."""
+    name, weighted = image.path.name, gtab.bvals[~gtab.b0_mask]
+    if not len(weighted):
+        top = gtab.bvals.max(initial=0.0)
+        msg = f"{name} has no diffusion-weighted volume: its highest b-value is {top:g} s/mm2."
+        hint = "Choose a diffusion series."
+        if 0.1 < top < 10:
+            hint = "If the b-values are in ms/um2, multiply them by 1000."
+        raise ProtocolError(msg, hint)
+    if not gtab.b0_mask.any():
+        lowest, limit = weighted.min(), gtab.b0_threshold
+        msg = f"{name} has no b0 volume: its lowest b-value is {lowest:g} s/mm2; expected one at most at {limit:g}."
+        raise ProtocolError(msg, "Add the b0 volume, or raise b0_threshold if the lowest b-value stands for it.")
+    if gtab.n_directions < 2:
+        msg = (
+            f"{name} has {len(weighted)} diffusion-weighted volume(s) along one direction only; expected three or more."
+        )
+        raise ProtocolError(msg, "Choose the whole series: three directions give ADC, six the tensor.")
+
+
+def _warn_out_of_protocol(acquisition: Acquisition, report: Report) -> None:
+    top, edge = acquisition.gtab.bvals.max(), acquisition.voxel_sizes.max()
+    if top > MAX_BVAL:
+        report.warning("high-b", f"The highest b-value is {top:g} s/mm2, above {MAX_BVAL:g}: maps may mislead.")
+    if edge > MAX_VOXEL * (1 + 1e-3):
+        report.warning("large-voxels", f"Voxels are {edge:.3g} mm long, above {MAX_VOXEL:g} mm: maps may mislead.")
+    if acquisition.voxel_volume < MIN_VOXEL_VOLUME:
+        message = f"Voxels are only {acquisition.voxel_volume:.2g} mm3: an animal or a specimen? Models are for people."
+        report.warning("small-voxels", message)
+
+
+def read_image(path: Path, report: Report | None = None) -> Image:
+    """Read a 3-D image, such as a T1w.
+
+    Raises
+    ------
+    InputError
+        If it is missing, damaged, not 3-D, or holds values that are not finite.
+    """
+    file = open_image(path)
+    _check_volume(file, "a 3-D image")
+    data = file.read(report or SilentReport())
+    data = data[..., 0] if data.ndim == 4 else data
+    if not np.isfinite(data.sum(dtype=np.float64)):
+        msg = f"{path.name} holds values that are not finite numbers."
+        raise InputError(msg, "Export the image again, or replace them with zeros.")
+    return Image(data, file.affine, file.stem)
+
+
+def read_mask(path: Path, acquisition: Acquisition, label: int = 0) -> NDArray[np.bool_]:
+    """Read a mask or a label image in a scan's grid.
+
+    Parameters
+    ----------
+    path : Path
+        NIfTI, NRRD or exported node.
+    acquisition : Acquisition
+        The scan it must fit.
+    label : int
+        Which label; 0 takes every voxel that is not zero.
+
+    Returns
+    -------
+    ndarray, shape (X, Y, Z), bool
+
+    Raises
+    ------
+    InputError
+        If it is damaged, of another shape or place, or empty.
+    """
+    file = open_image(path)
+    _check_volume(file, "a mask")
+    if file.shape[:3] != acquisition.shape:
+        msg = f"{path.name} has shape {file.shape[:3]} but {acquisition.name} has {acquisition.shape}."
+        raise InputError(msg, "Choose a mask drawn on this scan, or resample it to the scan's grid.")
+    distance = grid_distance(file.affine, acquisition.affine, acquisition.shape)
+    if distance > GRID_TOLERANCE * acquisition.voxel_sizes.min():
+        msg = f"{path.name} lies elsewhere than {acquisition.name}: the same voxel is up to {distance:.3g} mm off."
+        raise InputError(msg, "Choose a mask drawn on this scan, or resample it to the scan's grid.")
+    values = file.read(SilentReport()).reshape(acquisition.shape, order="A")
+    mask = values == label if label else values != 0
+    if np.isnan(values).any():
+        msg = f"{path.name} holds values that are not numbers."
+        raise InputError(msg, "Export the mask again.")
+    if not mask.any():
+        what = f"has no voxel with label {label}" if label else "is empty: every voxel is zero"
+        msg = f"{path.name} {what}."
+        raise InputError(msg, "Choose another label or mask.")
+    return mask
+
+
+def grid_distance(one: NDArray[np.float64], other: NDArray[np.float64], shape: Sequence[int]) -> float:
+    """Largest distance between the same corner voxel of two grids, mm."""
+    corners = np.array([[i, j, k, 1] for i in (0, shape[0]) for j in (0, shape[1]) for k in (0, shape[2])])
+    return float(np.linalg.norm((corners @ (one - other).T)[:, :3], axis=1).max())
+
+
+def _check_volume(file: ImageFile, what: str) -> None:
+    if file.n_volumes != 1:
+        msg = f"{file.path.name} has {file.n_volumes} volumes; expected {what}."
+        raise InputError(msg, "Choose an image with one volume.")
