@@ -137,7 +137,7 @@ def resolve_device(settings: Settings) -> str:
 def _info(settings: ScanSettings, report: JobReport, session: Session, arrays: Path | None) -> dict[str, Any]:
     acquisition = _read(settings, report, session)
     if arrays is not None:
-        # a viewer shows the scan while it is being checked
+        # for a viewer that reads no image files
         copy = _save_array(arrays / f"{acquisition.name}.npy", np.swapaxes(acquisition.signal, 0, 2))
         affine = acquisition.affine.tolist()
         report.artifact(Artifact(report.id, settings.dwi, "image", acquisition.name, array=copy, affine=affine))

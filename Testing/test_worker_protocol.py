@@ -132,5 +132,5 @@ def test_our_errors_keep_code_message_and_hint():
     event = failure("1", InputError("a.nii.gz is empty.", "Copy it again."))
     assert json.loads(event.to_json()) == {
         "event": "failed", "id": "1", "code": "input", "message": "a.nii.gz is empty.", "hint": "Copy it again.",
-        "traceback": "",
+        "traceback": "", "choices": {},
     }  # fmt: skip
