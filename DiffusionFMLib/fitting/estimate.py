@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -72,19 +73,29 @@ class Fit:
     model : SignalModel
     mask : array, shape (X, Y, Z), bool
         Voxels that were fitted.
-    parameters : array, shape (V, P), float32
-        Model parameters, in physics' units, in the order of ``mask``'s voxels: ``volume[mask] = parameters``.
     maps : dict of str to ParameterMap
         The model's maps in its order, then ``residual`` and ``status``.
     provenance : dict
         How it was made; plain JSON types, the same wherever it was computed.
+    theta : array, shape (P, V), float32
+        Model parameters of each fitted voxel, in the order in which they were fitted.
+    places : array, shape (V,)
+        Position of each of these voxels in an (X, Y, Z) array in Fortran order.
     """
 
     model: SignalModel
     mask: NDArray[np.bool_]
-    parameters: NDArray[np.float32]
     maps: dict[str, ParameterMap]
     provenance: dict[str, Any]
+    theta: NDArray[np.float32] = field(repr=False)
+    places: NDArray[np.intp] = field(repr=False)
+
+    @cached_property
+    def parameters(self) -> NDArray[np.float32]:
+        """Model parameters, shape (V, P), physics' units: ``volume[fit.mask] = fit.parameters``."""
+        order = np.empty(self.mask.size, np.intp)
+        order[self.places] = np.arange(len(self.places))
+        return self.theta[:, order.reshape(self.mask.shape, order="F")[self.mask]].T
 
     def status_counts(self) -> dict[str, int]:
         """Number of voxels of each status inside the mask, by the status' name in lower case."""
@@ -152,27 +163,31 @@ class Output:
         self.model, self.mask, self.voxels = model, mask, voxels
         self.specs = {spec.name: spec for spec in (*model.map_specs, RESIDUAL, STATUS)}
         self._maps = {
-            name: torch.zeros(*([len(spec.components)] if spec.components else []), mask.size)
+            name: np.zeros([*([len(spec.components)] if spec.components else []), mask.size], np.float32)
             for name, spec in self.specs.items()
         }
-        self._parameters = torch.empty(len(model.parameters), len(voxels))
+        self._parameters = np.empty((len(model.parameters), len(voxels)), np.float32)
 
     def write(self, start: int, count: int, theta: Tensor, maps: dict[str, Tensor]) -> None:
         """Put the first `count` voxels of a tile in place; last axis of `theta` and `maps` is voxels."""
         place = slice(start, start + count)
         target = self.voxels.target[place]
+        self._parameters[:, place] = theta[:, :count].cpu().numpy()
         for name, values in maps.items():
-            buffer = self._maps[name]
-            buffer.index_copy_(buffer.ndim - 1, target, values[..., :count].to(buffer))
-        self._parameters.index_copy_(1, self.voxels.rank[place], theta[:, :count].to(self._parameters))
+            rows, buffer = values[..., :count].cpu().numpy(), self._maps[name]
+            if buffer.ndim == 1:
+                buffer[target] = rows
+            else:
+                for component, row in zip(buffer, rows, strict=True):
+                    component[target] = row
 
     def finish(self, acquisition: Acquisition, provenance: dict[str, Any]) -> Fit:
         """The fit, on these buffers."""
         maps = {}
         for name, buffer in self._maps.items():
-            volume = buffer.numpy().reshape(*buffer.shape[:-1], *self.mask.shape[::-1]).T
+            volume = buffer.reshape(*buffer.shape[:-1], *self.mask.shape[::-1]).T
             maps[name] = ParameterMap(self.specs[name], volume, acquisition.affine, provenance)
-        return Fit(self.model, self.mask, self._parameters.numpy().T, maps, provenance)
+        return Fit(self.model, self.mask, maps, provenance, self._parameters, self.voxels.target)
 
 
 class TileFit:
@@ -259,9 +274,9 @@ class TileFit:
         return usable & (theta.abs().amax(0) < MAX_PARAMETER) & (theta[-1].abs() < MAX_LOG_S0)
 
     def _residual(self, design: Tensor, signal: Tensor, theta: Tensor, buffer: Tensor) -> Tensor:
-        """Root mean square of measured minus fitted signal over S0, shape (V,); overwrites `signal` and `buffer`."""
-        attenuation = torch.mm(design[:, :-1], theta[:-1], out=buffer).clamp_(-MAX_LOG_S0, MAX_LOG_S0 / 2).exp_()
-        difference = signal.mul_((-theta[-1]).exp()).sub_(attenuation)
+        """Root mean square of measured minus fitted signal over S0, shape (V,); overwrites `buffer`."""
+        attenuation = torch.mm(design[:, :-1], theta[:-1], out=buffer).exp_()
+        difference = attenuation.addcmul_(signal, (-theta[-1]).exp(), value=-1)
         return difference.square_().mean(0).sqrt_().clamp_(max=MAX_RESIDUAL)
 
 

@@ -142,10 +142,10 @@ class LeastSquares:
         design, solver, predicted, weights = self.problem.design, self._solver, self._predicted, self._weights
         z = design.basis_t @ log_signal
         for _ in range(reweightings):
-            torch.mm(design.basis, z, out=predicted)
-            torch.mul(predicted, 2, out=weights).clamp_(-2 * MAX_EXPONENT, 2 * MAX_EXPONENT).exp_()
+            torch.mm(design.basis, 2 * z, out=predicted)
+            torch.clamp(predicted, -2 * MAX_EXPONENT, 2 * MAX_EXPONENT, out=weights).exp_()
             # solving for the change keeps the digits that a solution for z itself would lose in float32
-            residual = torch.sub(log_signal, predicted, out=predicted).mul_(weights)
+            residual = torch.sub(log_signal, predicted, alpha=0.5, out=predicted).mul_(weights)
             torch.mm(design.products, weights, out=solver.matrix)
             torch.mm(design.basis_t, residual, out=solver.rhs)
             z += solver.solve()

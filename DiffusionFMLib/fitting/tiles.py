@@ -36,33 +36,29 @@ class Voxels:
     volumes_first : bool
     source : Tensor, shape (V,), int64
         Position of each voxel in `flat`.
-    target : Tensor, shape (V,), int64
+    target : array, shape (V,), intp
         Its position in an (X, Y, Z) array in Fortran order.
-    rank : Tensor, shape (V,), int64
-        Its position among the mask's voxels in C order.
     """
 
     flat: Tensor
     volumes_first: bool
     source: Tensor
-    target: Tensor
-    rank: Tensor
+    target: NDArray[np.intp]
 
     @classmethod
     def of(cls, signal: NDArray[np.float32], mask: NDArray[np.bool_]) -> Voxels:
         """Lay out the voxels of a mask, shape (X, Y, Z), whatever the order the signal lies in memory."""
-        axes = sorted(range(3), key=lambda axis: -abs(signal.strides[axis]))
+        axes = sorted(range(3), key=lambda axis: (-abs(signal.strides[axis]), -axis))
         volumes_first = abs(signal.strides[3]) >= abs(signal.strides[axes[0]])
         # contiguous for every array that readers make; anything else (a view with gaps) is copied
         laid = np.ascontiguousarray(signal.transpose((3, *axes) if volumes_first else (*axes, 3)))
         laid = laid.reshape(len(laid), -1) if volumes_first else laid.reshape(-1, laid.shape[3])
-        source = np.flatnonzero(mask.transpose(axes))
-        places = np.unravel_index(source, tuple(mask.shape[axis] for axis in axes))
-        x, y, z = (places[axes.index(axis)] for axis in range(3))
-        target = x + mask.shape[0] * (y + mask.shape[1] * z)
-        rank = np.cumsum(mask.ravel(), dtype=np.int32)[(x * mask.shape[1] + y) * mask.shape[2] + z] - 1
-        indices = (torch.from_numpy(index.astype(np.int64, copy=False)) for index in (source, target, rank))
-        return cls(torch.asarray(laid), volumes_first, *indices)
+        source = target = np.flatnonzero(mask.transpose(axes))
+        if axes != [2, 1, 0]:
+            places = np.unravel_index(source, tuple(mask.shape[axis] for axis in axes))
+            x, y, z = (places[axes.index(axis)] for axis in range(3))
+            target = x + mask.shape[0] * (y + mask.shape[1] * z)
+        return cls(torch.asarray(laid), volumes_first, torch.from_numpy(source), target)
 
     def __len__(self) -> int:
         return len(self.source)

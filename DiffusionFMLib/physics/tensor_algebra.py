@@ -39,11 +39,11 @@ def principal_axis(tensor: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], tuple
     xx, xy, xz, yy, yz, zz = (component * inverse for component in (xx, xy, xz, yy, yz, zz))
 
     half_det = 0.5 * (xx * (yy * zz - yz * yz) - xy * (xy * zz - yz * xz) + xz * (xy * yz - yy * xz))
-    prolate = half_det >= 0
     # rounding can carry it past 1, and at 1 the derivative of acos is infinite
     limit = 1 - torch.finfo(tensor.dtype).eps
     root = 2 * torch.cos(half_det.abs().clamp_max(limit).acos() / 3)
-    root = torch.where(prolate, root, -root)
+    root = torch.copysign(root, half_det)
+    prolate = root > 0
 
     ax, ay, az = xx - root, yy - root, zz - root
     adj_xx, adj_yy, adj_zz = ay * az - yz * yz, ax * az - xz * xz, ax * ay - xy * xy
@@ -57,7 +57,7 @@ def principal_axis(tensor: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], tuple
     x, y, z = _unit(x, y, z)
 
     # two axes across (x, y, z) without a branch that degenerates (Duff et al., 2017)
-    sign = torch.where(z < 0, -1.0, 1.0).to(z)
+    sign = torch.copysign(z.new_ones(()), z)
     a = -1 / (sign + z)
     b = x * y * a
     tx, ty, tz = 1 + sign * x * x * a, sign * b, -sign * x
@@ -110,5 +110,5 @@ def _unit(x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _positive(x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The vector or its opposite, so that the largest component is positive: neighbours then agree in sign."""
     largest = torch.where((x.abs() >= y.abs()) & (x.abs() >= z.abs()), x, torch.where(y.abs() >= z.abs(), y, z))
-    flip = torch.where(largest < 0, -1.0, 1.0).to(x)
+    flip = torch.copysign(x.new_ones(()), largest)
     return x * flip, y * flip, z * flip
