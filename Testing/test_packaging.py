@@ -98,12 +98,12 @@ def test_one_version_everywhere() -> None:
 
 
 def test_extension_installs_what_the_library_needs() -> None:
-    """Slicer brings numpy, scipy and SimpleITK, the PyTorch extension torch; rich is for terminals alone."""
+    """Slicer brings numpy, scipy, SimpleITK, the PyTorch extension torch; rich is for terminals."""
     pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     block = re.search(r"^dependencies = \[(.*?)^\]", pyproject, flags=re.DOTALL | re.MULTILINE)
     assert block is not None
     needed = set(re.findall(r'"([^"]+)"', block[1]))
-    elsewhere = {requirement for requirement in needed if re.match(r"(torch|numpy|scipy|SimpleITK|rich)\b", requirement)}
+    elsewhere = {line for line in needed if re.match(r"(torch|numpy|scipy|SimpleITK|rich)\b", line)}
     lines = (ROOT / "DiffusionFM" / "Resources" / "requirements.txt").read_text(encoding="utf-8").splitlines()
     listed = {line.strip() for line in lines if line.strip() and not line.startswith("#")}
     assert listed == needed - elsewhere

@@ -104,13 +104,14 @@ class Form:
 
     def _value(self, name: str) -> Any:
         field, widget = PANEL[name], self._widgets[name]
-        if isinstance(field.default, bool):
+        default: Any = field.default
+        if isinstance(default, bool):
             return widget.checked
         if field.metadata["choices"]:
             return widget.itemData(widget.currentIndex)
         if field.metadata["path"]:
             return widget.currentPath
-        return type(field.default)(widget.value)
+        return type(default)(widget.value)
 
     def _setValue(self, name: str, widget: Any, value: Any) -> None:
         field = PANEL[name]
@@ -124,7 +125,8 @@ class Form:
             widget.value = value
 
     def _make(self, field: Field[Any]) -> Any:
-        default, metadata = field.default, field.metadata
+        default: Any = field.default
+        metadata = field.metadata
         if isinstance(default, bool):
             return qt.QCheckBox(label(field.name))
         if metadata["choices"]:
