@@ -57,9 +57,7 @@ class Acquisition:
             msg = f"{self.name} holds values that are not finite numbers, in volume(s) {broken[:5].tolist()}."
             raise InputError(msg, "Export the scan again, or replace them with zeros.")
         affine = np.array(self.affine, np.float64)
-        if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-            msg = f"{self.name} has no usable orientation: its affine is {affine.tolist()}."
-            raise InputError(msg, "Convert the scan again from DICOM, so that the orientation is kept.")
+        check_affine(affine, self.name)
         if self.mask is not None:
             mask = np.asarray(self.mask, bool)
             if mask.shape != signal.shape[:3]:
@@ -104,3 +102,16 @@ class Acquisition:
     def __repr__(self) -> str:
         size = " x ".join(f"{s:.3g}" for s in self.voxel_sizes)
         return f"Acquisition({self.name}: {'x'.join(map(str, self.shape))}, {size} mm, {self.gtab.summary()})"
+
+
+def check_affine(affine: NDArray[np.float64], name: str) -> None:
+    """Check that an affine places every voxel.
+
+    Raises
+    ------
+    InputError
+        If it is not 4x4, not finite, or singular.
+    """
+    if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        msg = f"{name} has no usable orientation: its affine is {affine.tolist()}."
+        raise InputError(msg, "Convert the scan again from DICOM, so that the orientation is kept.")

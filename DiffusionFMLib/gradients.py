@@ -268,6 +268,9 @@ def image_rotation(affine: ArrayLike) -> NDArray[np.float64]:
     rounding does not change the gradients' lengths. Its determinant is -1 for left-handed images.
     """
     axes = np.asarray(affine, np.float64)[:3, :3]
+    if not np.isfinite(axes).all() or abs(np.linalg.det(axes)) < 1e-9:
+        msg = f"The image's axes {axes.tolist()} do not span space."
+        raise GradientError(msg, "Convert the scan again from DICOM, so that the orientation is kept.")
     u, _, vt = np.linalg.svd(axes / np.linalg.norm(axes, axis=0))
     return u @ vt
 

@@ -13,6 +13,8 @@ from typing import Any, Final
 
 from DiffusionFMLib.errors import InputError
 from DiffusionFMLib.events import Report, SilentReport
+from DiffusionFMLib.gradients import B0_THRESHOLD
+from DiffusionFMLib.io import fsl
 from DiffusionFMLib.io.nifti import NiftiFile
 
 POLL_SECONDS: Final = 0.1
@@ -43,9 +45,6 @@ class Series:
     def stem(self) -> str:
         """Name for output files, without anything that could name the patient."""
         return f"series-{self.number}"
-
-    def __str__(self) -> str:
-        return f"{self.number} ({self.description}, {self.volumes} volumes)"
 
 
 def list_series(folder: Path, report: Report | None = None) -> list[Series]:
@@ -80,7 +79,8 @@ def converted(folder: Path, number: str, report: Report) -> Iterator[Series]:
     """
     with tempfile.TemporaryDirectory(prefix="diffusionfm-") as temporary:
         series = _convert(folder, Path(temporary), report)
-        listed = "; ".join(map(str, series))
+        choices = {s.number: f"{s.description}, {s.volumes} volumes" for s in series}
+        listed = "; ".join(f"{key} ({text})" for key, text in choices.items())
         chosen = [s for s in series if number in ("", s.number)]
         if not series:
             msg = f"{folder.name} holds no diffusion series: no b-values were found in its DICOM files."
@@ -89,10 +89,9 @@ def converted(folder: Path, number: str, report: Report) -> Iterator[Series]:
             )
         if not chosen:
             msg = f"{folder.name} has no diffusion series {number}; it has {listed}."
-            raise InputError(msg, "Choose one of them.")
+            raise InputError(msg, "Choose one of them.", choices)
         if len(chosen) > 1:
             msg = f"{folder.name} holds {len(series)} diffusion series: {listed}."
-            choices = {s.number: f"{s.description}, {s.volumes} volumes" for s in chosen}
             raise InputError(msg, "Choose one by its number, with series.", choices)
         yield chosen[0]
 
@@ -121,11 +120,13 @@ def _convert(folder: Path, out: Path, report: Report) -> list[Series]:
         log.seek(0)
         text = log.read()
     images = sorted(out.glob("*.nii"))
+    reason = next((line.strip(" .") for line in text.splitlines() if "rror" in line), "no DICOM image in it")
     if not images:
-        reason = next((line for line in reversed(text.splitlines()) if "rror" in line), "no DICOM image in it")
-        msg = f"{folder.name} could not be converted from DICOM: {reason.strip()}."
+        msg = f"{folder.name} could not be converted from DICOM: {reason}."
         raise InputError(msg, "Choose a folder with a DICOM series, or a NIfTI or NRRD file.")
-    series = [_describe(path) for path in images if path.with_suffix(".bval").exists()]
+    if process.returncode:
+        report.warning("dicom-incomplete", f"Not every image in {folder.name} could be converted: {reason}.")
+    series = [_describe(path) for path in images if _is_weighted(path.with_suffix(".bval"))]
     return sorted((s for s in series if s.volumes > 1), key=lambda s: (len(s.number), s.number))
 
 
@@ -134,6 +135,10 @@ def _describe(path: Path) -> Series:
     values: dict[str, Any] = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.exists() else {}
     description = str(values.get("SeriesDescription") or values.get("ProtocolName") or "no description")
     return Series(path.stem, description, NiftiFile(path).n_volumes, path)
+
+
+def _is_weighted(bval: Path) -> bool:
+    return bval.exists() and max(max(row) for row in fsl.read_numbers(bval)) > B0_THRESHOLD
 
 
 def _program() -> str:

@@ -29,7 +29,7 @@ def read_table(image: ImageFile, bval: str, bvec: str, b0_threshold: float) -> G
         If a file is missing, empty, not numbers, or does not fit the image.
     """
     bval_path, bvec_path = _beside(image, bval, "bval"), _beside(image, bvec, "bvec")
-    bvals = np.array([value for row in _numbers(bval_path) for value in row])
+    bvals = np.array([value for row in read_numbers(bval_path) for value in row])
     bvecs = _directions(bvec_path)
     for path, count, what in ((bval_path, len(bvals), "b-values"), (bvec_path, len(bvecs), "directions")):
         if count != image.n_volumes:
@@ -58,7 +58,7 @@ def _beside(image: ImageFile, given: str, kind: str) -> Path:
     raise GradientError(msg, f"Put it there, or name it with --{kind}.")
 
 
-def _numbers(path: Path) -> list[list[float]]:
+def read_numbers(path: Path) -> list[list[float]]:
     """Rows of numbers; every row has at least one."""
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -91,7 +91,7 @@ def _numbers(path: Path) -> list[list[float]]:
 
 def _directions(path: Path) -> NDArray[np.float64]:
     """Directions, shape (N, 3), from three rows (FSL) or three columns."""
-    rows = _numbers(path)
+    rows = read_numbers(path)
     lengths = [len(row) for row in rows]
     if len(set(lengths)) > 1:
         odd = next(i for i, n in enumerate(lengths) if n != lengths[0])

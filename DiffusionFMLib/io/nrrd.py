@@ -78,8 +78,8 @@ class NrrdFile(ImageFile):
             msg = f"{self.path.name} has no usable diffusion gradient: all are zero or not finite."
             raise GradientError(msg, "Correct the header, or convert the scan again.")
         relative = length / length.max()
-        # lengths are written with few digits: what is equal but for rounding is one b-value
-        relative[np.abs(relative - 1) < 5e-3] = 1.0
+        # headers hold six digits: what is equal but for rounding is the nominal b-value
+        relative[np.abs(relative - 1) < 1e-4] = 1.0
         unit = np.divide(vectors, length[:, None], out=np.zeros_like(vectors), where=length[:, None] > 0)
         try:
             return GradientTable.from_nrrd(top * relative**2, unit, self._frame(), self._space, b0_threshold)

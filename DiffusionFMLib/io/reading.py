@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from DiffusionFMLib.acquisition import Acquisition
+from DiffusionFMLib.acquisition import Acquisition, check_affine
 from DiffusionFMLib.errors import InputError, ProtocolError
 from DiffusionFMLib.events import Report, SilentReport
 from DiffusionFMLib.gradients import GradientTable
@@ -116,6 +117,7 @@ def _read(image: ImageFile, settings: ScanSettings, report: Report, name: str = 
     if len(image.shape) != 4:
         msg = f"{image.path.name} has 3 dimensions {image.shape}; expected 4: x, y, z and volumes."
         raise InputError(msg, "Choose the whole diffusion series, not a single volume of it.")
+    check_affine(image.affine, image.path.name)
     gtab = None if settings.bval or settings.bvec else image.gradients(settings.b0_threshold)
     if gtab is None:
         gtab = fsl.read_table(image, settings.bval, settings.bvec, settings.b0_threshold)
@@ -132,7 +134,12 @@ def _read(image: ImageFile, settings: ScanSettings, report: Report, name: str = 
         notes.append(message)
         gtab = gtab.subset(kept)
     _check_protocol(image, gtab)
-    signal = image.read(report, None if kept is None else kept.tolist())
+    try:
+        signal = image.read(report, None if kept is None else kept.tolist())
+    except MemoryError as error:
+        size = 4 * math.prod(image.shape) / 2**30
+        msg = f"{image.path.name} has shape {image.shape}, which needs {size:.1f} GiB: there is not enough memory."
+        raise InputError(msg, "Close other programs, or choose a smaller scan.") from error
     acquisition = Acquisition(signal, image.affine, gtab, None, name or image.stem, tuple(notes))
     _warn_out_of_protocol(acquisition, report)
     if settings.mask:
@@ -220,7 +227,8 @@ def read_mask(path: Path, acquisition: Acquisition, label: int = 0) -> NDArray[n
     if distance > GRID_TOLERANCE * acquisition.voxel_sizes.min():
         msg = f"{path.name} lies elsewhere than {acquisition.name}: the same voxel is up to {distance:.3g} mm off."
         raise InputError(msg, "Choose a mask drawn on this scan, or resample it to the scan's grid.")
-    values = file.read(SilentReport()).reshape(acquisition.shape, order="A")
+    values = file.read(SilentReport())
+    values = values[..., 0] if values.ndim == 4 else values
     mask = values == label if label else values != 0
     if np.isnan(values).any():
         msg = f"{path.name} holds values that are not numbers."
