@@ -73,14 +73,15 @@ def brain_mask(acquisition: Acquisition) -> NDArray[np.bool_]:
     b0, weighted = _contrasts(acquisition)
     extent = np.array(acquisition.shape) * acquisition.voxel_sizes
     grid = np.maximum(np.round(extent / GRID_MM), 1).astype(int)
-    low_b0, low_weighted = _resample(b0, grid), _resample(weighted, grid)
+    low_b0, low_weighted = resample(b0, grid), resample(weighted, grid)
     core = _brain_core(low_weighted)
     if not core.any() or _all_tissue(low_weighted, core) or _all_tissue(low_b0, core):
         return acquisition.signal.max(axis=3) > 0
     rim = _otsu(_flatten(low_b0, core))
-    mask = _resample(_with_rim(core, rim).astype(np.float32), np.array(acquisition.shape)) > 0.5
+    mask = resample(_with_rim(core, rim).astype(np.float32), np.array(acquisition.shape)) > 0.5
     # a stripped scan has exact zeros outside, and there is nothing to fit in them
-    return mask & (b0 > 0) if mask.any() else b0 > 0
+    mask = _largest(mask & (b0 > 0))
+    return mask if mask.any() else b0 > 0
 
 
 def mask_doubt(acquisition: Acquisition, mask: NDArray[np.bool_]) -> str:
@@ -158,16 +159,21 @@ def _flatten(volume: NDArray[np.float32], brain: NDArray[np.bool_]) -> NDArray[n
 
 def _largest_part(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The largest part of a mask after thin bridges to others are cut; edges of the field of view do not erode."""
-    from scipy.ndimage import binary_dilation, binary_opening, label
+    from scipy.ndimage import binary_dilation, binary_opening
 
     width = int(np.ceil(2 * BRIDGE_MM / GRID_MM))
     padded = np.pad(mask, width, mode="edge")
-    labels, count = label(binary_opening(padded, _ball(BRIDGE_MM)))
-    if not count:
-        return np.zeros(mask.shape, bool)
-    largest = labels == np.bincount(labels.ravel())[1:].argmax() + 1
+    largest = _largest(binary_opening(padded, _ball(BRIDGE_MM)))
     # opening also rounds the gyri off: what lies within its radius is given back
     return _crop(binary_dilation(largest, _ball(BRIDGE_MM)) & padded, width)
+
+
+def _largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The largest connected part; nothing for an empty mask."""
+    from scipy.ndimage import label
+
+    labels, count = label(mask)
+    return labels == np.bincount(labels.ravel())[1:].argmax() + 1 if count else mask
 
 
 def _with_rim(core: NDArray[np.bool_], b0_mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -189,8 +195,8 @@ def _all_tissue(volume: NDArray[np.float32], brain: NDArray[np.bool_]) -> bool:
     return bool(np.percentile(volume, 5) > BACKGROUND * np.median(volume[brain]))
 
 
-def _resample(volume: NDArray[np.float32], shape: NDArray[np.int_]) -> NDArray[np.float32]:
-    """The volume on another number of voxels over the same field of view, linearly."""
+def resample(volume: NDArray[np.float32], shape: NDArray[np.int_]) -> NDArray[np.float32]:
+    """A volume on another number of voxels over the same field of view, linearly."""
     from scipy.ndimage import zoom
 
     factors = np.asarray(shape) / np.asarray(volume.shape)

@@ -1,7 +1,9 @@
-"""Motion correction: each volume is aligned rigidly with the first b0, and its gradient rotates with the head.
+"""Motion correction: volumes are aligned rigidly, and each gradient rotates with the head.
 
-The registration is DIPY's, by mutual information. Eddy-current distortion is not modelled: that needs the
-phase-encoding protocol, and tools made for it.
+The registration is DIPY's, by mutual information. Like is aligned with like: b0s with the first b0, each shell's
+volumes with the shell's mean, because between a b0 and a diffusion-weighted volume mutual information is off by a
+mm or so (CSF changes from bright to dark, and eddy currents distort). Eddy-current distortion itself is not
+modelled: that needs the phase-encoding protocol, and tools made for it.
 """
 
 from __future__ import annotations
@@ -14,20 +16,25 @@ from numpy.typing import NDArray
 
 from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.events import Report
-from DiffusionFMLib.preprocessing.masking import brain_mask
+from DiffusionFMLib.preprocessing.masking import GRID_MM, brain_mask, resample
 
-LEVELS: Final = (30, 20)
-"""Most iterations at a quarter and at half of the resolution."""
+PASSES: Final = 2
+"""The mean of a shell is blurred by the very motion it serves to find: it is made anew once."""
 
-SIGMAS: Final = (3.0, 1.0)
-FACTORS: Final = (4, 2)
+ITERATIONS: Final = 50
 
-STILL_VOXELS: Final = 0.1
-"""A volume that moved by less than this fraction of a voxel anywhere in the head is not resampled: that would only
-blur it."""
+RIM_MM: Final = 15.0
+"""The registration looks this far around the brain: its outline says more than its inside, mm."""
 
 HEAD_RADIUS_MM: Final = 70.0
 """Where a rotation is turned into a displacement, mm from the centre of the brain."""
+
+STILL_VOXELS: Final = 0.2
+"""A volume that moved by less than this fraction of a voxel anywhere in the head is not resampled: that would only
+blur it."""
+
+CROSS_CONTRAST_VOXELS: Final = 1.0
+"""A shell's mean counts as moved from the b0 only beyond this, since their contrasts differ."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,97 +67,141 @@ def correct_motion(acquisition: Acquisition, report: Report) -> tuple[Acquisitio
         Resampled (cubic splines) and with rotated gradients; volumes that did not move are untouched.
     Motion
     """
+    aligner = _Aligner(acquisition, report)
     gtab = acquisition.gtab
-    reference = int(np.argmax(gtab.b0_mask)) if gtab.b0_mask.any() else 0
-    mask = brain_mask(acquisition) if acquisition.mask is None else acquisition.mask
-    centre = _centre_of(mask, acquisition.affine)
-    volumes = len(gtab)
-    transforms = np.broadcast_to(np.eye(4), (volumes, 4, 4)).copy()
-    displacement = np.zeros(volumes)
+    b0s = np.flatnonzero(gtab.b0_mask)
+    groups = [np.array(shell.indices) for shell in gtab.shells]
+    aligner.expect(max(len(b0s) - 1, 0) + sum(PASSES * len(group) + 1 for group in groups))
+    transforms = np.broadcast_to(np.eye(4), (len(gtab), 4, 4)).copy()
+    for v in b0s[1:]:
+        transforms[v] = aligner.align(aligner.volume(b0s[0]), aligner.volume(v))
+    for group in groups:
+        transforms[group] = aligner.align_group(group)
+        if len(b0s):
+            mean = aligner.mean(group, transforms[group])
+            to_mean = aligner.align(aligner.volume(b0s[0]), mean)
+            if aligner.displacement(to_mean) > CROSS_CONTRAST_VOXELS * acquisition.voxel_sizes.max():
+                transforms[group] = transforms[group] @ to_mean
+
+    displacement = np.array([aligner.displacement(t) for t in transforms])
+    still = displacement < STILL_VOXELS * acquisition.voxel_sizes.min()
+    transforms[still], displacement[still] = np.eye(4), 0.0
     signal = acquisition.signal.copy()
-    static = np.ascontiguousarray(acquisition.signal[..., reference], np.float64)
-    for v in range(volumes):
-        report.progress(v, volumes, "motion")
-        if v == reference:
-            continue
-        moving = np.ascontiguousarray(acquisition.signal[..., v], np.float64)
-        transform = _register(static, moving, acquisition.affine, mask, report)
-        moved = _displacement(transform, centre)
-        if moved < STILL_VOXELS * acquisition.voxel_sizes.min():
-            continue
-        transforms[v], displacement[v] = transform, moved
-        signal[..., v] = _resample(moving, transform, acquisition.affine)
-    report.progress(volumes, volumes, "motion")
+    for v in np.flatnonzero(~still):
+        report.check()
+        signal[..., v] = _moved_back(acquisition.signal[..., v], transforms[v], acquisition.affine)
     # the head turned by R, the gradient did not: seen from the head it turned by R's inverse
     rotations = np.swapaxes(transforms[:, :3, :3], 1, 2)
     note = (
-        f"{int((displacement > 0).sum())} of {volumes} volumes aligned with volume {reference} (rigid, mutual "
-        f"information, DIPY), up to {displacement.max():.1f} mm; their gradients rotated."
+        f"Motion corrected (rigid, mutual information, DIPY): {int((~still).sum())} of {len(gtab)} volumes moved, "
+        f"by up to {displacement.max():.1f} mm; their gradients were rotated."
     )
-    corrected = acquisition.with_signal(signal, note, gtab.rotated(rotations))
-    return corrected, Motion(transforms, displacement)
+    return acquisition.with_signal(signal, note, gtab.rotated(rotations)), Motion(transforms, displacement)
 
 
-def _register(
-    static: NDArray[np.float64],
-    moving: NDArray[np.float64],
-    affine: NDArray[np.float64],
-    mask: NDArray[np.bool_],
-    report: Report,
+class _Aligner:
+    """Registers volumes of one scan on a grid of about 3 mm, in coordinates in which the optimiser is at ease."""
+
+    def __init__(self, acquisition: Acquisition, report: Report) -> None:
+        from scipy.ndimage import binary_dilation
+
+        self._signal, self._report = acquisition.signal, report
+        sizes, shape = acquisition.voxel_sizes, np.array(acquisition.shape)
+        self._shape = np.maximum(np.round(shape * np.minimum(sizes / GRID_MM, 1)), 1).astype(int)
+        mask = brain_mask(acquisition) if acquisition.mask is None else acquisition.mask
+        centre = acquisition.affine[:3, :3] @ np.argwhere(mask).mean(axis=0) + acquisition.affine[:3, 3]
+        # head radii about the middle of the brain: rotations and shifts then matter alike, and do not mix
+        self._to_ras = np.diag([HEAD_RADIUS_MM] * 3 + [1.0])
+        self._to_ras[:3, 3] = centre
+        step = shape / self._shape
+        coarser = np.diag([*step, 1.0])
+        coarser[:3, 3] = (step - 1) / 2
+        self._affine = acquisition.affine @ coarser
+        low = resample(mask.astype(np.float32), self._shape) > 0.5
+        self._region = binary_dilation(low, iterations=int(RIM_MM / GRID_MM)).astype(np.int32)
+        self._done = self._total = 0
+
+    def expect(self, registrations: int) -> None:
+        """Tell how many there will be."""
+        self._total = registrations
+
+    def volume(self, index: int) -> NDArray[np.float64]:
+        """A volume on the coarser grid."""
+        return resample(np.ascontiguousarray(self._signal[..., index]), self._shape).astype(np.float64)
+
+    def mean(self, indices: NDArray[np.int_], transforms: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Mean of aligned volumes."""
+        total = np.zeros(tuple(self._shape))
+        for v, transform in zip(indices, transforms, strict=True):
+            total += _moved_back(self.volume(v), transform, self._affine)
+        return total / len(indices)
+
+    def align_group(self, indices: NDArray[np.int_]) -> NDArray[np.float64]:
+        """Transforms from the group's mean pose to each volume, shape (len(indices), 4, 4)."""
+        found = np.broadcast_to(np.eye(4), (len(indices), 4, 4)).copy()
+        if len(indices) == 1:
+            return found
+        for _ in range(PASSES):
+            mean = self.mean(indices, found)
+            found = np.stack([self.align(mean, self.volume(v), t) for v, t in zip(indices, found, strict=True)])
+        return found
+
+    def align(
+        self, static: NDArray[np.float64], moving: NDArray[np.float64], start: NDArray[np.float64] | None = None
+    ) -> NDArray[np.float64]:
+        """Rigid transform from static RAS to moving RAS, shape (4, 4)."""
+        from dipy.align.imaffine import AffineRegistration, MutualInformationMetric
+        from dipy.align.transforms import RigidTransform3D
+
+        report = self._report
+
+        class Metric(MutualInformationMetric):
+            """DIPY's metric, with a checkpoint at each evaluation."""
+
+            def distance_and_gradient(self, params: Any) -> Any:
+                """See `MutualInformationMetric`."""
+                report.check()
+                return super().distance_and_gradient(params)
+
+        report.progress(self._done, self._total, "motion")
+        registration = AffineRegistration(
+            metric=Metric(nbins=32),
+            level_iters=[ITERATIONS],
+            sigmas=[1.0],
+            factors=[1],
+            options={"gtol": 1e-5, "ftol": 1e-8},
+            verbosity=0,
+        )
+        from_ras = np.linalg.inv(self._to_ras)
+        local = from_ras @ self._affine
+        found = registration.optimize(
+            static,
+            moving,
+            RigidTransform3D(),
+            None,
+            static_grid2world=local,
+            moving_grid2world=local,
+            starting_affine=None if start is None else from_ras @ start @ self._to_ras,
+            static_mask=self._region,
+        )
+        self._done += 1
+        return self._to_ras @ found.affine @ from_ras
+
+    def displacement(self, transform: NDArray[np.float64]) -> float:
+        """Largest movement over six points of the head's surface, mm."""
+        points = self._to_ras[:3, 3] + HEAD_RADIUS_MM * np.vstack([np.eye(3), -np.eye(3)])
+        moved = points @ transform[:3, :3].T + transform[:3, 3]
+        return float(np.linalg.norm(moved - points, axis=1).max())
+
+
+def _moved_back(
+    moving: NDArray[np.floating[Any]], transform: NDArray[np.float64], affine: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Rigid transform from static RAS to moving RAS, shape (4, 4)."""
-    from dipy.align.imaffine import AffineRegistration, MutualInformationMetric
-    from dipy.align.transforms import RigidTransform3D
-
-    class Metric(MutualInformationMetric):
-        """DIPY's metric, with a checkpoint at each evaluation."""
-
-        def distance_and_gradient(self, params: Any) -> Any:
-            """See `MutualInformationMetric`."""
-            report.check()
-            return super().distance_and_gradient(params)
-
-    registration = AffineRegistration(
-        metric=Metric(nbins=32),
-        level_iters=list(LEVELS),
-        sigmas=list(SIGMAS),
-        factors=list(FACTORS),
-        options={"gtol": 1e-4, "ftol": 1e-5},
-        verbosity=0,
-    )
-    # coordinates from the centre of the brain: about a far scanner origin, rotating would mean shifting, and the
-    # optimiser would crawl along that valley
-    centre = np.eye(4)
-    centre[:3, 3] = _centre_of(mask, affine)
-    local = np.linalg.inv(centre) @ affine
-    found = registration.optimize(
-        static,
-        moving,
-        RigidTransform3D(),
-        None,
-        static_grid2world=local,
-        moving_grid2world=local,
-        static_mask=mask.astype(np.int32),
-    )
-    return centre @ found.affine @ np.linalg.inv(centre)
-
-
-def _centre_of(mask: NDArray[np.bool_], affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    return affine[:3, :3] @ np.argwhere(mask).mean(axis=0) + affine[:3, 3]
-
-
-def _displacement(transform: NDArray[np.float64], centre: NDArray[np.float64]) -> float:
-    """Largest movement over six points of a head around `centre`, mm."""
-    points = centre + HEAD_RADIUS_MM * np.vstack([np.eye(3), -np.eye(3)])
-    moved = points @ transform[:3, :3].T + transform[:3, 3]
-    return float(np.linalg.norm(moved - points, axis=1).max())
-
-
-def _resample(
-    moving: NDArray[np.float64], transform: NDArray[np.float64], affine: NDArray[np.float64]
-) -> NDArray[np.float64]:
+    """A volume resampled to where the head was in the reference."""
     from scipy.ndimage import affine_transform
 
     voxels = np.linalg.inv(affine) @ transform @ affine
-    aligned = affine_transform(moving, voxels[:3, :3], voxels[:3, 3], order=3, mode="nearest")
+    volume = np.ascontiguousarray(moving, np.float64)
+    aligned = affine_transform(volume, voxels[:3, :3], voxels[:3, 3], order=3, mode="nearest")
+    # splines overshoot at edges, and a magnitude is never negative
     return np.maximum(aligned, 0)
