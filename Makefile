@@ -57,8 +57,10 @@ bench: $(INSTALLED)
 	$(VENV_PYTHON) Testing/Benchmarks/run.py
 
 lint: $(INSTALLED)
-	$(VENV_PYTHON) -m ruff check .
-	$(VENV_PYTHON) -m mypy
+	@failed=0; \
+	$(VENV_PYTHON) -m ruff check . || failed=1; \
+	$(VENV_PYTHON) -m mypy || failed=1; \
+	exit $$failed
 
 clean:
 	rm -rf build dist diffusionfm.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
