@@ -14,7 +14,16 @@ from DiffusionFMLib.settings import FitSettings
 from DiffusionFMSlicer import inspector, resultlist
 from DiffusionFMSlicer.dependencies import ensurePackages
 from DiffusionFMSlicer.form import Form
-from DiffusionFMSlicer.parameters import MASK, SCAN, SEED_MASK, Parameters, advancedFields, tractFields
+from DiffusionFMSlicer.parameters import (
+    MASK,
+    PANEL,
+    SCAN,
+    SEED_MASK,
+    TRACKED,
+    Parameters,
+    advancedFields,
+    tractFields,
+)
 from DiffusionFMSlicer.runner import Outcome, Runner, State
 from DiffusionFMSlicer.scanbox import ScanBox
 from DiffusionFMSlicer.scene import inputs, tracts, views
@@ -114,6 +123,10 @@ class Panel:
             self.parameters.set(name, value)
         except DiffusionFMError as error:
             self.showError(error.message, error.hint)
+        model = MODELS[self.parameters.get("model")]
+        if self.parameters.get("method") not in model.methods:
+            self.parameters.set("method", model.methods[0])
+            self.form.show(self.parameters)
         if name == "tubes":
             for node in resultNodes():
                 if resultlist.isTracts(node):
@@ -136,14 +149,21 @@ class Panel:
 
     def _enableModels(self, gradients: inputs.Gradients | None) -> None:
         """Grey out the models that the protocol cannot feed, and say why; none while the gradients are unknown."""
-        selector = self.ui.modelSelector
         for index, model in enumerate(MODELS.values()):
             reason = self.scanBox.unsupported(model.name, gradients)
-            # 33 is "enabled and selectable" of Qt's item flags, kept at this role by Qt's standard model
-            selector.setItemData(index, 0 if reason else 33, int(qt.Qt.UserRole) - 1)
-            selector.setItemData(index, reason or model.title, int(qt.Qt.ToolTipRole))
-            if selector.itemText(index) != model.title:
-                selector.setItemText(index, model.title)
+            setItemEnabled(self.ui.modelSelector, index, not reason, reason or model.title)
+            if self.ui.modelSelector.itemText(index) != model.title:
+                self.ui.modelSelector.setItemText(index, model.title)
+        model = MODELS[self.parameters.get("model")]
+        for index in range(self.ui.methodSelector.count):
+            method = self.ui.methodSelector.itemData(index)
+            known = method in model.methods
+            setItemEnabled(self.ui.methodSelector, index, known, "" if known else f"Not for {model.title}.")
+        tracked = model.name in TRACKED
+        self.ui.tractsCheck.enabled = tracked
+        self.ui.tractsCheck.setToolTip(
+            PANEL["tracts"].metadata["help"] if tracked else "Tracts follow the tensor model."
+        )
 
     def _whyNot(self, scan: Any, gradients: inputs.Gradients | None) -> str:
         if scan is None:
@@ -303,6 +323,13 @@ class Panel:
         self.ui.messageLabel.setStyleSheet(f"color: {color};")
         self.ui.messageLabel.text = text
         self.ui.messageLabel.visible = True
+
+
+def setItemEnabled(selector: Any, index: int, enabled: bool, tip: str) -> None:
+    """Let an entry of a combo box be chosen, or grey it out; `tip` says why."""
+    # Qt's standard model keeps an entry's flags below the first role for users; 33 is enabled and selectable
+    selector.setItemData(index, 33 if enabled else 0, int(qt.Qt.UserRole) - 1)
+    selector.setItemData(index, tip, int(qt.Qt.ToolTipRole))
 
 
 def duration(seconds: float) -> str:

@@ -15,6 +15,9 @@ from DiffusionFMLib.settings import FitSettings, Settings, TrackSettings, option
 SCAN, MASK, SEED_MASK = "Scan", "Mask", "SeedMask"
 """Roles of the node references."""
 
+TRACKED = ("dti",)
+"""Models that streamlines can follow."""
+
 FROM_SCENE = ("dwi", "mask", "seed_mask", "t1w", "series")
 """Settings that the export fills in: in the panel they are nodes, or the choice at opening."""
 
@@ -75,14 +78,14 @@ class Parameters:
         self.node.SetNodeReferenceID(role, node.GetID() if node is not None else None)
 
     def settings(self, **inputs: str) -> FitSettings:
-        """Settings of the job that the panel asks for: `TrackSettings` with tracts on, else `FitSettings`.
+        """Settings of the job that the panel asks for: `TrackSettings` with tracts on, where the model allows it.
 
         Parameters
         ----------
         **inputs : str
             Paths of what the module exported, by the setting's name.
         """
-        kind = TrackSettings if self.get("tracts") else FitSettings
+        kind = TrackSettings if self.get("tracts") and self.get("model") in TRACKED else FitSettings
         values = {f.name: self.get(f.name) for f in fields(kind) if f.name not in FROM_SCENE}
         return kind.from_dict({**values, **inputs})
 

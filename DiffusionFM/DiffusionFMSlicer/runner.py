@@ -15,6 +15,8 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from DiffusionFMLib.errors import DiffusionFMError
 from DiffusionFMLib.events import (
     Artifact,
@@ -316,8 +318,6 @@ class Runner:
             self._listener.onAnswer(request.job, request.label.scan if request.label else None, data)
 
     def _openedScan(self, image: Artifact, data: dict[str, Any], request: _Request) -> Iterator[None]:
-        import numpy as np
-
         if image.array is None or image.affine is None:
             return
         array = np.load(image.array)

@@ -24,14 +24,6 @@ from DiffusionFMSlicer.scene.geometry import affineOf, imageArray, matrixArray
 
 FORMAT, VERSION = "diffusionfm-exported-node", 1
 
-SCAN_CLASSES = (
-    "vtkMRMLDiffusionWeightedVolumeNode",
-    "vtkMRMLMultiVolumeNode",
-    "vtkMRMLSequenceNode",
-    "vtkMRMLVectorVolumeNode",
-)
-"""What can be chosen as the scan."""
-
 SOURCE_ATTRIBUTE = "DiffusionFM.Source"
 """Node attribute: the files that a scan was opened from, as JSON of the settings that name them."""
 
