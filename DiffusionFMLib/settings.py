@@ -165,7 +165,7 @@ class TrackSettings(FitSettings):
     seed_density: float = option(1.0, "Seeds per voxel.", minimum=0.001, maximum=64)
     seed_fa: float = option(0.25, "Start only where FA is above this.", minimum=0, maximum=1)
     stop_fa: float = option(0.15, "Stop where FA falls below this.", minimum=0, maximum=1)
-    max_angle: float = option(45.0, "Largest turn per step.", minimum=1, maximum=90, unit="degrees")
+    max_angle: float = option(30.0, "Largest turn per step.", minimum=1, maximum=90, unit="degrees")
     step: float = option(
         0.0,
         "Step length; half the smallest voxel edge when 0.",
@@ -175,7 +175,7 @@ class TrackSettings(FitSettings):
         advanced=True,
     )
     min_length: float = option(20.0, "Drop shorter streamlines.", minimum=0, maximum=1000, unit="mm")
-    max_length: float = option(250.0, "Stop longer streamlines.", minimum=1, maximum=1000, unit="mm")
+    max_length: float = option(250.0, "Drop longer streamlines.", minimum=1, maximum=1000, unit="mm")
     max_count: int = option(20000, "Keep at most so many streamlines; 0 keeps all.", minimum=0, maximum=10_000_000)
     tract_format: str = option("trx", "File format of the streamlines.", choices=("trx", "tck", "trk"))
 

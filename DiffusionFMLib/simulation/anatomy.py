@@ -26,11 +26,17 @@ FAR_WEIGHT: Final = 0.06
 RADIAL_WEIGHT: Final = 0.12
 """How much the far blur, and the fibres that enter the cortex at right angles, count beside a bundle's core."""
 
+RADIAL_DISPERSION: Final = 0.06
+
 CORE_DENSITY: Final = 0.35
 """Density above which fibres of a bundle run parallel."""
 
 SHARPNESS: Final = 1.6
 """Exponent on the template's tissue probabilities: an average of many heads has softer edges than one head."""
+
+WARP: Final = 1.2
+WARP_WAVES: Final = 8
+"""Root mean square shift of an individual's anatomy along each axis, mm, and how many plane waves make it up."""
 
 POINTS_PER_CHUNK: Final = 200_000
 
@@ -71,14 +77,38 @@ class Fibres:
     dispersion: NDArray[np.float32]
 
 
-def tissue(shape: tuple[int, int, int], affine: NDArray[np.float64]) -> Tissue:
-    """Tissue fractions on a grid, from the ICBM152 2009a symmetric maps that nilearn ships.
+def individual(points: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """Where points of a new head lie in the template: a smooth shift of a few mm, so that no half mirrors the other.
 
     Parameters
     ----------
-    shape : tuple of int
-    affine : array, shape (4, 4)
-        Voxel to RAS mm.
+    points : array, shape (..., 3), RAS mm
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    array, shape (..., 3), mm
+        In ICBM152 space.
+    """
+    wavelengths = rng.uniform(55, 110, (WARP_WAVES, 1))
+    waves = rng.normal(size=(WARP_WAVES, 3))
+    waves *= 2 * np.pi / wavelengths / np.linalg.norm(waves, axis=1, keepdims=True)
+    phases = rng.uniform(0, 2 * np.pi, WARP_WAVES)
+    shifts = rng.normal(0, WARP * np.sqrt(2 / WARP_WAVES), (WARP_WAVES, 3))
+    warped = points.copy()
+    for wave, phase, shift in zip(waves, phases, shifts, strict=True):
+        warped += np.sin(points @ wave + phase)[..., None] * shift
+    return warped
+
+
+def tissue(points: NDArray[np.float64], voxel_size: float) -> Tissue:
+    """Tissue fractions of voxels, from the ICBM152 2009a symmetric maps that nilearn ships.
+
+    Parameters
+    ----------
+    points : array, shape (X, Y, Z, 3), mm
+        Their centres in ICBM152 space.
+    voxel_size : float, mm
 
     Raises
     ------
@@ -97,30 +127,25 @@ def tissue(shape: tuple[int, int, int], affine: NDArray[np.float64]) -> Tissue:
         datasets.load_mni152_gm_template(resolution=1),
         datasets.load_mni152_brain_mask(resolution=1),
     ]
-    to_template = np.linalg.inv(images[0].affine) @ affine
-    voxel = np.linalg.norm(affine[:3, :3], axis=0)
+    affine = images[0].affine
     # a voxel's signal is the mean over it: blur to its size before sampling its centre
-    blur = 0.4 * float(np.sqrt(max(voxel.mean() ** 2 - 1, 0)))
+    blur = 0.4 * float(np.sqrt(max(voxel_size**2 - 1, 0)))
 
     wm, gm, brain = (np.asarray(image.dataobj, np.float32) for image in images)
     labels, _ = ndimage.label(brain > 0.5)
     brain = (labels == np.bincount(labels[labels > 0]).argmax()).astype(np.float32)
     wm, gm = wm * brain, gm * brain
     # the template calls half of the brainstem grey: there most of it is tracts
-    moved = 0.6 * gm * _brainstem(wm.shape, images[0].affine)
+    moved = 0.6 * gm * _brainstem(wm.shape, affine)
     wm, gm = wm + moved, gm - moved
 
-    sampled = [
-        ndimage.affine_transform(
-            ndimage.gaussian_filter(volume, blur, truncate=3) if blur > 0.2 else volume,
-            to_template[:3, :3],
-            to_template[:3, 3],
-            output_shape=shape,
-            order=1,
-        )
-        for volume in (wm, gm, brain)
-    ]
-    wm, gm, brain = (np.clip(volume, 0, 1) for volume in sampled)
+    to_voxel = np.linalg.inv(affine)
+    voxels = np.moveaxis(points @ to_voxel[:3, :3].T + to_voxel[:3, 3], -1, 0)
+    sampled = []
+    for volume in (wm, gm, brain):
+        blurred = ndimage.gaussian_filter(volume, blur, truncate=3) if blur else volume
+        sampled.append(np.clip(ndimage.map_coordinates(blurred, voxels, order=1), 0, 1))
+    wm, gm, brain = sampled
     csf = np.clip(brain - wm - gm, 0, 1)
     wm, gm, csf = (volume**SHARPNESS for volume in (wm, gm, csf))
     share = brain / np.maximum(wm + gm + csf, 1e-6)
@@ -194,7 +219,8 @@ class Architecture:
         spread = 1 - evals[..., 2] / np.maximum(evals.sum(axis=-1), 1e-6)
         # fibres run parallel in a bundle's core, and every way where they enter the cortex
         loose = np.exp(-np.take_along_axis(density, order, axis=1) / CORE_DENSITY)
-        dispersion = np.clip(0.02 + 0.6 * spread + 0.4 * loose, 0.02, 0.5)
+        core = np.array([*GROUPS.values(), RADIAL_DISPERSION])[order]
+        dispersion = np.clip(core + 0.6 * spread + 0.3 * loose, 0, 0.5)
         return Fibres(evecs[..., 2], fractions.astype(np.float32), dispersion.astype(np.float32))
 
 

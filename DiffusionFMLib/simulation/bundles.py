@@ -13,10 +13,18 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-GROUPS: Final = ("callosal", "projection", "longitudinal", "ventral", "cingulum", "arcuate", "cerebellar")
-"""Bundles of a group blend into one direction per voxel; those of different groups cross."""
+GROUPS: Final = {
+    "callosal": 0.02,
+    "projection": 0.04,
+    "longitudinal": 0.16,
+    "ventral": 0.09,
+    "cingulum": 0.08,
+    "arcuate": 0.16,
+    "cerebellar": 0.1,
+}
+"""Dispersion in the core of each group's bundles. Bundles of one group blend; those of different groups cross."""
 
-POINT_SPACING: Final = 0.8
+POINT_SPACING: Final = 1.0
 """Distance of the points that a curve is sampled at, mm."""
 
 Waypoints = tuple[tuple[float, float, float], ...]
@@ -175,7 +183,7 @@ BUNDLES: Final = (
         "ventral",
         (((24, -92, -8), (35, -70, -8), (42, -46, -12), (43, -20, -18), (40, 2, -28), (36, 14, -34)),),
         ((8, 0, 6), (4, 0, 4), (3, 0, 3), (3, 0, 3), (4, 0, 4), (5, 0, 3)),
-        radius=4.0,
+        radius=5.0,
     ),
     Bundle(
         "uncinate fasciculus",
@@ -279,11 +287,11 @@ def curves(bundle: Bundle) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     sections = np.asarray(bundle.sections, np.float64)
     fan = np.asarray(bundle.fan, np.float64)
     n_sections = len(sections)
-    across = np.linspace(0, 1, 1 if n_sections == 1 else 8 * n_sections)
+    across = np.linspace(0, 1, 1 if n_sections == 1 else 5 * n_sections)
     if n_sections > 1:
         sections = PchipInterpolator(np.linspace(0, 1, n_sections), sections, axis=0)(across)
     # spread over the cross-section as a sunflower's seeds, which needs no random numbers
-    n_spread = 40
+    n_spread = 24
     k = np.arange(n_spread) + 0.5
     r, phi = np.sqrt(k / n_spread), k * np.pi * (3 - np.sqrt(5))
     disc = np.column_stack([r * np.cos(phi), r * np.sin(phi)])

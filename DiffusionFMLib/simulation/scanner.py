@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -66,27 +66,27 @@ def simulate(settings: SimulateSettings, report: Report) -> Simulated:
     gtab = gradient_table(settings.directions, settings.bval, settings.n_b0)
 
     report.progress(0, 1, "Anatomy")
-    fractions = anatomy.tissue(shape, affine)
-    report.check()
-    architecture = anatomy.Architecture()
-    report.check()
     world = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1) @ affine[:3, :3].T + affine[:3, 3]
-    lesion = lesions.oedema(world, fractions.wm, rng)
+    template = anatomy.individual(world, rng)
+    fractions = anatomy.tissue(template, settings.voxel_size)
+    report.check()
+    lesion = lesions.oedema(template, fractions.wm, rng)
     if not settings.lesion:
-        lesion = replace(lesion, water=np.zeros_like(lesion.water), label=np.zeros_like(lesion.label))
-    brain = (fractions.wm + fractions.gm + fractions.csf) > 0.02
+        lesion = lesions.Lesion(np.zeros_like(lesion.water), np.zeros_like(lesion.label))
     coil = _coil(world, rng)
-    points = world[brain]
-    texture = _texture(shape, settings.voxel_size, rng)[brain]
-    del world
+    texture = _texture(shape, settings.voxel_size, rng)
     voxels = np.stack([fractions.wm, fractions.gm, fractions.csf], axis=-1)
-    mixture = tissue.compartments(voxels[brain], architecture.fibres(points), lesion.water[brain], texture)
-    del architecture
+    # the mask's edge is sharp, the brain's is not
+    head = voxels.sum(axis=-1) > 0.02
+    report.check()
+    fibres = anatomy.Architecture().fibres(template[head])
+    mixture = tissue.compartments(voxels[head], fibres, lesion.water[head], texture[head])
+    del world, template, fibres, texture
 
     sigma = tissue.WM_S0 / settings.snr
     signal = np.empty((*shape, len(gtab)), np.float32)
     pseudo_inverse = np.linalg.pinv(_design(gtab))
-    theta = np.zeros((int(brain.sum()), 7))
+    theta = np.zeros((int(head.sum()), 7))
     for n in range(len(gtab)):
         report.progress(n, len(gtab), "Scanning")
         clean = mixture.signal(float(gtab.bvals[n]), gtab.bvecs[n])
@@ -94,7 +94,7 @@ def simulate(settings: SimulateSettings, report: Report) -> Simulated:
         # Rician: the magnitude of a complex signal with independent Gaussian noise in both channels
         imaginary = rng.normal(0, sigma, shape).astype(np.float32)
         real = rng.normal(0, sigma, shape).astype(np.float32)
-        real[brain] += clean * coil[brain]
+        real[head] += clean * coil[head]
         signal[..., n] = np.hypot(real, imaginary)
     report.progress(len(gtab), len(gtab), "Scanning")
 
@@ -106,7 +106,7 @@ def simulate(settings: SimulateSettings, report: Report) -> Simulated:
         name="simulated_dwi",
         notes=(f"Simulated on the ICBM152 template: SNR {settings.snr:g}, seed {settings.seed}.",),
     )
-    return Simulated(acquisition, _truth(theta, brain & fractions.brain, brain, voxels, lesion, affine))
+    return Simulated(acquisition, _truth(theta, head & fractions.brain, head, voxels, lesion, affine))
 
 
 def grid(voxel_size: float) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
