@@ -61,6 +61,8 @@ class EventSink:
                 self._console.print(f"[red]error:[/] {escape(event.message)}")
                 if event.hint:
                     self._console.print(f"  {escape(event.hint)}")
+                for value, description in event.choices.items():
+                    self._console.print(f"  {value}: {description}", markup=False)
                 if event.traceback:
                     self._console.print(event.traceback, markup=False)
             case Cancelled():

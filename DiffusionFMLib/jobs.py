@@ -32,6 +32,7 @@ from DiffusionFMLib.settings import (
 if TYPE_CHECKING:
     from DiffusionFMLib.acquisition import Acquisition
     from DiffusionFMLib.maps import ParameterMap
+    from DiffusionFMLib.tractography import Tracts
 
 READ, CHECK, FIT, WRITE, TRACK = "Reading", "Checking the scan", "Fitting", "Writing", "Tracking"
 
@@ -124,7 +125,7 @@ def resolve_device(settings: Settings) -> str:
     DeviceError
         If the graphics card was asked for and there is none.
     """
-    if not isinstance(settings, FitSettings):
+    if not isinstance(settings, FitSettings) or settings.device == "cpu":
         return "cpu"
     from DiffusionFMLib.fitting.device import choose_device
 
@@ -194,15 +195,16 @@ def _fit(
         report.enter(WRITE)
         fitted = Fitted(settings, outputs.read_maps(finished))
     if fitted is None:
-        report.check()
         prepared = session.prepare(settings, report)
         report.enter(FIT)
-        provenance = _provenance(settings, key, prepared)
         maps = fitting.fit(prepared, model, settings, report).maps
-        fitted = Fitted(settings, {name: replace(map, provenance=provenance) for name, map in maps.items()})
+        ours = _provenance(key, settings, FitSettings)
+        maps = {name: replace(map, provenance={**map.provenance, **ours}) for name, map in maps.items()}
+        fitted = Fitted(settings, maps)
     session.keep(key, fitted)
 
     report.enter(WRITE)
+    outputs.discard_stale(out)
     _announce_file(report, outputs.write_dataset_description(out), "sidecar", "dataset_description")
     path = out / f"{acquisition.name}_desc-quality_dwi.json"
     _announce_file(report, outputs.write_json(path, quality.to_dict()), "sidecar", "quality")
@@ -218,9 +220,9 @@ def _fit(
     return result, fitted, acquisition
 
 
-def _key(digest: str, settings: FitSettings, kind: type[FitSettings]) -> str:
-    """SHA-256 of all that decides a result: scan, settings of that class, version."""
-    parts = [digest, _relevant(settings, kind), __version__]
+def _key(digest: str, settings: FitSettings, kind: type[FitSettings], *more: str) -> str:
+    """SHA-256 of all that decides a result: scan, settings of that class, version, and more."""
+    parts = [digest, _relevant(settings, kind), __version__, *more]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -231,16 +233,8 @@ def _relevant(settings: FitSettings, kind: type[FitSettings]) -> dict[str, Any]:
     }
 
 
-def _provenance(settings: FitSettings, key: str, acquisition: Acquisition) -> dict[str, Any]:
-    return {
-        "key": key,
-        "model": settings.model,
-        "method": settings.method,
-        "settings": _relevant(settings, FitSettings),
-        "version": __version__,
-        "gradients": acquisition.gtab.summary(),
-        "notes": [*acquisition.notes, *acquisition.gtab.notes],
-    }
+def _provenance(key: str, settings: FitSettings, kind: type[FitSettings]) -> dict[str, Any]:
+    return {"key": key, "settings": _relevant(settings, kind), "version": __version__}
 
 
 # --- track -----------------------------------------------------------------------------------------------
@@ -248,8 +242,7 @@ def _provenance(settings: FitSettings, key: str, acquisition: Acquisition) -> di
 
 def _track(settings: TrackSettings, report: JobReport, session: Session, arrays: Path | None) -> dict[str, Any]:
     from DiffusionFMLib import tractography
-    from DiffusionFMLib.io import outputs, read_mask
-    from DiffusionFMLib.io.tracts import write_tracts
+    from DiffusionFMLib.io import outputs, read_mask, write_tracts
 
     if settings.model != "dti":
         msg = f"Streamlines follow the diffusion tensor; the model is {settings.model}."
@@ -264,12 +257,21 @@ def _track(settings: TrackSettings, report: JobReport, session: Session, arrays:
     result, fitted, acquisition = _fit(settings, report, session, arrays)
 
     report.enter(TRACK)
-    inside = fitted.maps["status"].data != FitStatus.OUTSIDE
-    tracts = tractography.track(fitted.maps["tensor"].data, inside, acquisition.affine, settings, report, seeds)
-    report.check()
     name = f"{acquisition.name}_model-tensor_desc-{settings.tracker}_tractography"
     path = Path(settings.out) / f"{name}.{settings.tract_format}"
-    write_tracts(path, tracts.streamlines, acquisition.affine, acquisition.shape, tracts.fa)
+    seeded = "" if seeds is None else hashlib.sha256(np.packbits(seeds).data).hexdigest()
+    key = _key(session.digest(), settings, TrackSettings, seeded)
+    tracts = _finished_tracts(path, key)
+    reused = tracts is not None
+    if tracts is None:
+        inside = fitted.maps["status"].data != FitStatus.OUTSIDE
+        tracts = tractography.track(fitted.maps["tensor"].data, inside, acquisition.affine, settings, report, seeds)
+        report.check()
+        outputs.sidecar_path(path).unlink(missing_ok=True)
+        write_tracts(path, tracts.streamlines, acquisition.affine, acquisition.shape, tracts.fa)
+        outputs.write_sidecar(
+            path, {"Streamlines": len(tracts), "Provenance": _provenance(key, settings, TrackSettings)}
+        )
     array = None
     if arrays is not None:
         copy = arrays / f"{name}.npz"
@@ -278,7 +280,22 @@ def _track(settings: TrackSettings, report: JobReport, session: Session, arrays:
         array = str(copy)
     report.artifact(Artifact(report.id, str(path), "tracts", settings.tracker, "Tracts", array=array))
     report.progress(1, 1, TRACK)
-    return {**result, "tracts": [path.name], "count": len(tracts)}
+    kept = [*result["reused"], *(["tracts"] if reused else [])]
+    return {**result, "tracts": [path.name], "count": len(tracts), "reused": kept}
+
+
+def _finished_tracts(path: Path, key: str) -> Tracts | None:
+    """The streamlines of an earlier run with the same key; TCK has no room for FA, so those are made again."""
+    from DiffusionFMLib.io import outputs, read_tracts
+    from DiffusionFMLib.tractography import Tracts
+
+    if not outputs.finished_map(path, key):
+        return None
+    lines, fa = read_tracts(path)
+    if fa is None:
+        return None
+    offsets = np.cumsum([0, *map(len, lines)], dtype=np.int64)
+    return Tracts(np.concatenate(lines, dtype=np.float32), offsets, fa)
 
 
 # --- convert and simulate --------------------------------------------------------------------------------

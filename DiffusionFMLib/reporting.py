@@ -104,7 +104,13 @@ class JobReport:
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
-_ALLOCATION = ("can't allocate memory", "not enough memory", "bad_alloc", "Cannot allocate memory")
+_ALLOCATION = (
+    "can't allocate memory",
+    "can't start new thread",
+    "not enough memory",
+    "bad_alloc",
+    "Cannot allocate memory",
+)
 
 
 def explained(error: BaseException) -> DiffusionFMError | None:

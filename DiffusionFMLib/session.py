@@ -175,7 +175,7 @@ class Session:
         if (
             not isinstance(ijk, list)
             or len(ijk) != 3
-            or not all(isinstance(i, int) and 0 <= i < n for i, n in zip(ijk, shape, strict=True))
+            or not all(type(i) is int and 0 <= i < n for i, n in zip(ijk, shape, strict=True))
         ):
             msg = f"A voxel's ijk is {ijk!r}; expected three whole numbers inside {shape}."
             raise SettingsError(msg, "Point into the scan.")
@@ -215,12 +215,13 @@ class Session:
 def _stamps(settings: ScanSettings) -> tuple[Any, ...]:
     """Size and time of change of every file that a scan is read from."""
     paths = [Path(p) for p in (settings.dwi, settings.bval, settings.bvec, settings.mask) if p]
-    if settings.dwi:
-        stem = Path(settings.dwi).name.removesuffix(".gz")
-        stem = stem.rsplit(".", 1)[0]
-        paths += sorted(Path(settings.dwi).parent.glob(f"{stem}.*")) if stem else []
-        if Path(settings.dwi).is_dir():
-            paths += sorted(Path(settings.dwi).iterdir())
+    dwi = Path(settings.dwi)
+    if dwi.is_dir():
+        paths += sorted(dwi.iterdir())
+    elif dwi.exists():
+        # bval, bvec and raw data stand beside it under the same name
+        stem = dwi.name.removesuffix(".gz").rpartition(".")[0]
+        paths += sorted(path for path in dwi.parent.iterdir() if path.name.startswith(f"{stem}."))
     return tuple((str(p), s.st_mtime_ns, s.st_size) for p in paths if p.exists() for s in (p.stat(),))
 
 

@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from DiffusionFMLib.errors import JobCancelled, SettingsError
+from DiffusionFMLib.errors import DeviceError, JobCancelled, SettingsError
 from DiffusionFMLib.events import Cancelled, Event, Finished, Result, Started
 from DiffusionFMLib.jobs import discard_temporaries, resolve_device, run
 from DiffusionFMLib.reporting import JobReport, failure
@@ -105,7 +105,8 @@ def execute(request: Request, emit: Callable[[Event], None], session: Session) -
         terminal = Cancelled(request.id)
     except (Exception, SystemExit) as error:
         terminal = failure(request.id, error)
-        if isinstance(error, MemoryError):
+        if terminal.code == DeviceError.code:
+            # what is remembered may be what there is no memory for
             session.clear()
     emit(terminal)
     return terminal

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +24,9 @@ from DiffusionFMLib.io.nifti import NiftiFile
 from DiffusionFMLib.maps import MapSpec, ParameterMap
 
 BIDS_VERSION: Final = "1.10.0"
+
+STALE_AFTER: Final = 600.0
+"""Seconds without a change after which a half-written file is nobody's."""
 
 _temporaries: set[Path] = set()
 
@@ -46,7 +50,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         msg = f"{path.name} could not be written to {path.parent}: {error.strerror or error}."
         hint = "Free some space" if full else "Check the folder's permissions"
         raise OutputError(msg, f"{hint}, or choose another output folder.") from error
@@ -61,6 +65,14 @@ def discard_temporaries() -> None:
     for temporary in list(_temporaries):
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def discard_stale(folder: Path) -> None:
+    """Remove what killed processes left half-written in a folder; one that still writes changed its file lately."""
+    with suppress(OSError):
+        for path in folder.glob(".part-*"):
+            if time.time() - path.stat().st_mtime > STALE_AFTER:
+                path.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes) -> Path:
@@ -128,7 +140,7 @@ def write_map(map: ParameterMap, out: Path, stem: str, label: str, method: str) 
         If they cannot be written; nothing half-written stays.
     """
     path = map_path(out, stem, label, map.spec.name, method)
-    sidecar = _sidecar(path)
+    sidecar = sidecar_path(path)
     with suppress(OSError):
         sidecar.unlink(missing_ok=True)
     kind = np.uint8 if map.spec.colors == "labels" else np.float32
@@ -136,6 +148,11 @@ def write_map(map: ParameterMap, out: Path, stem: str, label: str, method: str) 
     write_bytes(path, data)
     write_json(sidecar, _description(map, data))
     return path
+
+
+def write_sidecar(path: Path, values: Mapping[str, Any]) -> Path:
+    """Write the sidecar of a finished file, with its checksum: from then on `finished_map` knows it."""
+    return write_json(sidecar_path(path), {**values, "Sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
 
 
 def _description(map: ParameterMap, data: bytes) -> dict[str, Any]:
@@ -154,17 +171,18 @@ def _description(map: ParameterMap, data: bytes) -> dict[str, Any]:
     return values
 
 
-def _sidecar(path: Path) -> Path:
-    return path.with_name(f"{path.name.removesuffix('.nii.gz')}.json")
+def sidecar_path(path: Path) -> Path:
+    """Where the sidecar of a map or of streamlines goes."""
+    return path.with_name(f"{path.name.removesuffix('.gz').rpartition('.')[0]}.json")
 
 
 # --- resuming ------------------------------------------------------------------------------------------------
 
 
 def finished_map(path: Path, key: str) -> bool:
-    """Whether a map is there, whole, and was made from what the key stands for."""
+    """Whether a map (or other file with a sidecar) is there, whole, and was made from what the key stands for."""
     try:
-        sidecar = json.loads(_sidecar(path).read_text(encoding="utf-8"))
+        sidecar = json.loads(sidecar_path(path).read_text(encoding="utf-8"))
         return bool(
             sidecar["Provenance"]["key"] == key and sidecar["Sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
         )
@@ -186,7 +204,7 @@ def read_map(path: Path) -> ParameterMap:
     InputError
         If the map or its sidecar is missing or damaged.
     """
-    sidecar = _sidecar(path)
+    sidecar = sidecar_path(path)
     try:
         values = json.loads(sidecar.read_text(encoding="utf-8"))
         spec = MapSpec(
