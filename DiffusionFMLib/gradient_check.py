@@ -83,7 +83,7 @@ class GradientCheck:
 class Candidate:
     """A way to flip and swap axes: column i of the right table is column ``order[i]`` of the given one, signed."""
 
-    order: tuple[int, int, int]
+    order: tuple[int, ...]
     flip: int | None
 
     @property
@@ -117,14 +117,15 @@ def check_gradients(acquisition: Acquisition, report: Report | None = None) -> G
     gtab = acquisition.gtab
     if gtab.n_directions < MIN_DIRECTIONS:
         return _undetermined(f"the scan has {gtab.n_directions} directions and the check needs {MIN_DIRECTIONS}")
-    if acquisition.mask is None:
+    mask = acquisition.mask
+    if mask is None:
         from DiffusionFMLib.preprocessing.masking import brain_mask
 
-        acquisition = acquisition.with_mask(brain_mask(acquisition))
-    volume = acquisition.mask.sum() * acquisition.voxel_volume / 1000  # type: ignore[union-attr]
+        mask = brain_mask(acquisition)
+    volume = mask.sum() * acquisition.voxel_volume / 1000
     if volume < MIN_VOLUME_ML:
         return _undetermined(f"the scan shows {volume:.0f} ml of brain and the check needs {MIN_VOLUME_ML:.0f}")
-    fa, v1 = _directions(acquisition)
+    fa, v1 = _directions(acquisition, mask)
     voxels = np.argwhere(fa > FA_RANGE[0])
     if len(voxels) < MIN_VOXELS:
         return _undetermined("too little white matter stands out from the noise")
@@ -132,12 +133,12 @@ def check_gradients(acquisition: Acquisition, report: Report | None = None) -> G
     return _verdict(scores, acquisition)
 
 
-def _directions(acquisition: Acquisition) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _directions(acquisition: Acquisition, mask: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """FA, shape (X, Y, Z), and main direction in the image's axes, shape (X, Y, Z, 3); zero outside white matter.
 
     By ordinary least squares on the logarithm: this check ranks directions, and needs no better fit.
     """
-    gtab, mask = acquisition.gtab, acquisition.mask
+    gtab = acquisition.gtab
     volumes = _volumes(acquisition)
     g = gtab.bvecs[volumes] @ image_rotation(acquisition.affine)
     b = gtab.bvals[volumes]
@@ -205,31 +206,29 @@ def _verdict(scores: NDArray[np.float64], acquisition: Acquisition) -> GradientC
     ranked = np.argsort(-scores, kind="stable")
     best, second = int(ranked[0]), int(ranked[1])
     margin = float(1 - scores[second] / scores[best]) if scores[best] > 0 else 0.0
-    numbers = {
-        "score": round(float(scores[0]), 4),
-        "best_score": round(float(scores[best]), 4),
-        "margin": round(margin, 4),
-    }
+    numbers = (round(float(scores[0]), 4), round(float(scores[best]), 4), round(margin, 4))
     if margin < MIN_MARGIN:
-        return _undetermined("fibres do not single out one table clearly", **numbers)
+        return _undetermined("fibres do not single out one table clearly", *numbers)
     if best == 0:
-        return GradientCheck("consistent", "Gradient directions fit the fibres.", **numbers)
+        return GradientCheck("consistent", "Gradient directions fit the fibres.", "", "", *numbers)
     candidate = CANDIDATES[best]
     flip = AXES[candidate.flip] if candidate.flip is not None else ""
     swap = "".join(AXES[i] for i in candidate.order) if candidate.order != (0, 1, 2) else ""
     faults = []
     if swap:
-        faults.append(f"in the wrong order (fibres fit with {swap} instead of xyz)")
+        moved = [AXES[i] for i in range(3) if candidate.order[i] != i]
+        how = f"with {moved[0]} and {moved[1]} swapped" if len(moved) == 2 else f"in the wrong order ({swap} would fit)"
+        faults.append(how)
     if candidate.flip is not None:
         axis = np.abs(image_rotation(acquisition.affine)[:, candidate.flip]).argmax()
-        faults.append(f"flipped along the image's {flip} axis ({ANATOMY[axis]})")
+        faults.append(f"with the sign of the image's {flip} axis ({ANATOMY[axis]}) flipped")
     sentence = (
-        f"Gradient directions look {' and '.join(faults)}: fibres continue "
+        f"Gradient directions look to be written {' and '.join(faults)}: fibres continue "
         f"{100 * (scores[best] / scores[0] - 1):.0f} % better that way. Check the bvec file before trusting "
         f"directions or tracts; FA and MD do not depend on it."
     )
-    return GradientCheck("suspect", sentence, flip, swap, **numbers)
+    return GradientCheck("suspect", sentence, flip, swap, *numbers)
 
 
-def _undetermined(reason: str, **numbers: float) -> GradientCheck:
-    return GradientCheck("undetermined", f"Gradient directions could not be checked: {reason}.", **numbers)
+def _undetermined(reason: str, *numbers: float) -> GradientCheck:
+    return GradientCheck("undetermined", f"Gradient directions could not be checked: {reason}.", "", "", *numbers)

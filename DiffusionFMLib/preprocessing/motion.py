@@ -169,7 +169,7 @@ class _Aligner:
             level_iters=[ITERATIONS],
             sigmas=[1.0],
             factors=[1],
-            options={"gtol": 1e-5, "ftol": 1e-8},
+            options={"gtol": 1e-4, "ftol": 1e-6},
             verbosity=0,
         )
         from_ras = np.linalg.inv(self._to_ras)

@@ -1,0 +1,358 @@
+"""How good a scan is, in a few seconds: facts, measures, a traffic light and plain sentences.
+
+The measures are cheap estimates that rank scans and find broken ones; they are not a substitute for looking.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from DiffusionFMLib.acquisition import Acquisition
+from DiffusionFMLib.events import Report
+from DiffusionFMLib.gradient_check import GradientCheck, check_gradients
+
+MAX_BVAL: Final = 4000.0
+"""The models here are made for up to this b-value, s/mm2."""
+
+MAX_VOXEL_MM: Final = 4.0
+"""Longest voxel edge before fibres blur together. Thick slices with fine pixels count by their volume too, mm."""
+
+TENSOR_DIRECTIONS: Final = 6
+FEW_DIRECTIONS: Final = 12
+
+LOW_SNR: Final = 10.0
+BAD_SNR: Final = 4.0
+"""Of a b0 volume in the brain."""
+
+DROP_FRACTION: Final = 0.12
+DROP_Z: Final = 6.0
+"""A slice is an outlier when its mean is this far below its neighbours', by both measures."""
+
+MANY_OUTLIERS: Final = 0.05
+"""Fraction of slices."""
+
+MOTION_MM: Final = 2.0
+MUCH_MOTION_MM: Final = 6.0
+
+GRID_MM: Final = 4.0
+"""Motion is estimated on voxels of about this size, mm."""
+
+HEAD_RADIUS_MM: Final = 70.0
+
+MIN_GROUP: Final = 5
+"""Outliers and motion are judged against the mean of at least so many volumes of the same b-value."""
+
+SNR_VOXELS: Final = 20_000
+
+LIGHTS: Final = ("green", "amber", "red")
+
+
+@dataclass(frozen=True)
+class ShellFacts:
+    """Volumes at one b-value (s/mm2; 0 for all b0s) and their distinct directions."""
+
+    bval: float
+    volumes: int
+    directions: int
+
+
+@dataclass(frozen=True)
+class OutlierSlice:
+    """A slice (third image axis) of a volume, both counted from 0, and how much of its signal is missing, 0..1."""
+
+    volume: int
+    slice: int
+    drop: float
+
+
+@dataclass(frozen=True)
+class QualitySummary:
+    """Quality of a scan.
+
+    Parameters
+    ----------
+    name : str
+    shape : tuple of int
+        Voxels along x, y, z.
+    voxel_sizes : tuple of float, mm
+    shells : tuple of ShellFacts
+        b0s first.
+    n_directions : int
+    snr : float or None
+        Median signal of a b0 in the brain over the noise's standard deviation.
+    snr_weighted : float or None
+        The same for the shell of highest b-value.
+    snr_method : str
+        Where the noise was taken from.
+    outliers : tuple of OutlierSlice
+        Slices that lost signal.
+    outlier_fraction : float
+        Of all slices that were judged.
+    motion_mm : float or None
+        Largest displacement in the head of a volume from the mean of its b-value; a linear estimate.
+    motion_median_mm : float or None
+    mask_ml : float
+    gradients : GradientCheck or None
+        None when it was not asked for.
+    light : str
+        ``green``: nothing found. ``amber``: look at it. ``red``: not to be trusted as it is.
+    findings : tuple of str
+        What made it amber or red, gravest first.
+    facts : str
+        One line: ``96x96x60, 2 x 2 x 2 mm, b 0 1000: 2+30``.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    voxel_sizes: tuple[float, float, float]
+    shells: tuple[ShellFacts, ...]
+    n_directions: int
+    snr: float | None
+    snr_weighted: float | None
+    snr_method: str
+    outliers: tuple[OutlierSlice, ...]
+    outlier_fraction: float
+    motion_mm: float | None
+    motion_median_mm: float | None
+    mask_ml: float
+    gradients: GradientCheck | None
+    light: str
+    findings: tuple[str, ...]
+    facts: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain JSON types."""
+        return asdict(self)
+
+
+def summarise(acquisition: Acquisition, report: Report, check: bool = True) -> QualitySummary:
+    """Summary of a scan's quality.
+
+    Parameters
+    ----------
+    acquisition : Acquisition
+        Its mask is used; one is made where it has none.
+    report : Report
+        Stage ``quality``; findings go into the summary, not into warnings.
+    check : bool
+        Also check the gradients against the fibres.
+    """
+    from DiffusionFMLib.preprocessing.masking import brain_mask, mask_doubt
+
+    report.progress(0, 5, "quality")
+    mask = brain_mask(acquisition) if acquisition.mask is None else acquisition.mask
+    acquisition = acquisition.with_mask(mask)
+    report.progress(1, 5, "quality")
+    gradients = check_gradients(acquisition, report) if check else None
+    report.progress(2, 5, "quality")
+    snr, snr_weighted, method = _snr(acquisition, mask)
+    report.progress(3, 5, "quality")
+    outliers, fraction = _outlier_slices(acquisition, mask, report)
+    report.progress(4, 5, "quality")
+    motion = _motion(acquisition, mask, report)
+    report.progress(5, 5, "quality")
+
+    doubt = mask_doubt(acquisition, mask)
+    found = [
+        *_protocol_findings(acquisition),
+        *([(2, gradients.sentence)] if gradients is not None and gradients.verdict == "suspect" else []),
+        *_signal_findings(snr, outliers, fraction, motion),
+        *([(1, doubt)] if doubt else []),
+    ]
+    found.sort(key=lambda finding: -finding[0])
+    gtab = acquisition.gtab
+    shells = [ShellFacts(0.0, int(gtab.b0_mask.sum()), 0)]
+    shells += [ShellFacts(s.bval, len(s), gtab.subset(list(s.indices)).n_directions) for s in gtab.shells]
+    sizes = [float(size) for size in acquisition.voxel_sizes]
+    edges = " x ".join(f"{size:.3g}" for size in sizes)
+    return QualitySummary(
+        name=acquisition.name,
+        shape=acquisition.shape,
+        voxel_sizes=(sizes[0], sizes[1], sizes[2]),
+        shells=tuple(shells),
+        n_directions=gtab.n_directions,
+        snr=snr,
+        snr_weighted=snr_weighted,
+        snr_method=method,
+        outliers=outliers,
+        outlier_fraction=fraction,
+        motion_mm=None if motion is None else round(float(motion.max()), 2),
+        motion_median_mm=None if motion is None else round(float(np.median(motion)), 2),
+        mask_ml=round(float(mask.sum() * acquisition.voxel_volume / 1000), 1),
+        gradients=gradients,
+        light=LIGHTS[max((grade for grade, _ in found), default=0)],
+        findings=tuple(sentence for _, sentence in found),
+        facts=f"{'x'.join(map(str, acquisition.shape))}, {edges} mm, {gtab.summary()}",
+    )
+
+
+# --- findings: (grade, sentence), grade 1 amber, 2 red -------------------------------------------------------
+
+
+def _protocol_findings(acquisition: Acquisition) -> list[tuple[int, str]]:
+    gtab, found = acquisition.gtab, []
+    if not gtab.b0_mask.any():
+        found.append((2, "There is no b0 volume: S0 and diffusivities cannot be measured."))
+    if gtab.n_directions < TENSOR_DIRECTIONS:
+        found.append((2, f"There are {gtab.n_directions} gradient directions; a tensor needs {TENSOR_DIRECTIONS}."))
+    elif gtab.n_directions < FEW_DIRECTIONS:
+        found.append((1, f"There are only {gtab.n_directions} gradient directions: FA is noisy and biased upwards."))
+    if gtab.trace_mask.any():
+        found.append((1, f"{int(gtab.trace_mask.sum())} volumes have b > 0 and no direction (trace images)."))
+    if gtab.bvals.max() > MAX_BVAL:
+        found.append(
+            (1, f"b-values reach {gtab.bvals.max():.0f} s/mm2; models here are made for up to {MAX_BVAL:.0f}.")
+        )
+    sizes = acquisition.voxel_sizes
+    if acquisition.voxel_volume > MAX_VOXEL_MM**3:
+        edges = " x ".join(f"{size:.3g}" for size in sizes)
+        found.append((1, f"Voxels of {edges} mm are coarse: most of them mix several fibres."))
+    return found
+
+
+def _signal_findings(
+    snr: float | None, outliers: tuple[OutlierSlice, ...], fraction: float, motion: NDArray[np.float64] | None
+) -> list[tuple[int, str]]:
+    found = []
+    if snr is not None and snr < LOW_SNR:
+        found.append((2 if snr < BAD_SNR else 1, f"SNR is about {snr:.0f}: maps will be noisy."))
+    if outliers:
+        volumes = sorted({outlier.volume for outlier in outliers})
+        grade = 2 if fraction > MANY_OUTLIERS else 1
+        found.append((grade, f"{len(outliers)} slices lost signal, in volume(s) {', '.join(map(str, volumes[:8]))}."))
+    if motion is not None and motion.max() > MOTION_MM:
+        worst = float(motion.max())
+        advice = "switch motion correction on"
+        found.append((2 if worst > MUCH_MOTION_MM else 1, f"The head moved by about {worst:.1f} mm: {advice}."))
+    return found
+
+
+# --- measures ------------------------------------------------------------------------------------------------
+
+
+def _groups(acquisition: Acquisition) -> list[NDArray[np.intp]]:
+    """Volumes of like b-value, where there are enough to compare one with the rest."""
+    gtab = acquisition.gtab
+    groups = [np.flatnonzero(gtab.b0_mask), *(np.array(shell.indices, np.intp) for shell in gtab.shells)]
+    return [group for group in groups if len(group) >= MIN_GROUP]
+
+
+def _snr(acquisition: Acquisition, mask: NDArray[np.bool_]) -> tuple[float | None, float | None, str]:
+    """SNR of b0s and of the highest shell, and the method.
+
+    The noise is the scatter between b0s, or else what a tensor leaves of one shell, its degrees of freedom counted;
+    both by the median absolute deviation. Background noise is no use: scanners filter or blank it.
+    """
+    gtab = acquisition.gtab
+    if not mask.any() or not gtab.b0_mask.any():
+        return None, None, "none: no b0 or no brain"
+    voxels = np.argwhere(mask)
+    here = tuple(voxels[:: -(-len(voxels) // SNR_VOXELS)].T)
+    signal = acquisition.signal[here]
+    b0s = np.flatnonzero(gtab.b0_mask)
+    level = float(np.median(signal[:, b0s]))
+    if len(b0s) > 1:
+        differences = np.diff(signal[:, b0s].astype(np.float64), axis=1)
+        sigma = 1.4826 * float(np.median(np.abs(differences - np.median(differences, axis=0)))) / np.sqrt(2)
+        method = "difference of b0 volumes"
+    else:
+        residual = _tensor_residual(acquisition, signal)
+        if residual is None:
+            return None, None, "none: one b0 and too few directions"
+        sigma, method = residual, "residual of a tensor fit"
+    if not sigma > 0:
+        return None, None, "none: no noise found"
+    weighted = list(gtab.shells[-1].indices) if gtab.shells else []
+    snr_weighted = round(float(np.median(signal[:, weighted])) / sigma, 1) if weighted else None
+    return round(level / sigma, 1), snr_weighted, method
+
+
+def _tensor_residual(acquisition: Acquisition, signal: NDArray[np.float32]) -> float | None:
+    """Standard deviation of what a tensor leaves of the largest shell, in units of the signal."""
+    gtab = acquisition.gtab
+    if not gtab.shells:
+        return None
+    shell = max(gtab.shells, key=len)
+    volumes = np.array([index for index in shell.indices if not gtab.trace_mask[index]], np.intp)
+    g = gtab.bvecs[volumes]
+    i, j = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 1, 2, 1, 2, 2])
+    design = g[:, i] * g[:, j]
+    freedom = len(volumes) - np.linalg.matrix_rank(design)
+    if freedom < 3:
+        return None
+    log = np.log(np.maximum(signal[:, volumes], 1e-3)).astype(np.float64)
+    predicted = log @ (design @ np.linalg.pinv(design)).T
+    residual = (log - predicted) * np.exp(predicted)
+    return 1.4826 * float(np.median(np.abs(residual))) * float(np.sqrt(len(volumes) / freedom))
+
+
+def _outlier_slices(
+    acquisition: Acquisition, mask: NDArray[np.bool_], report: Report
+) -> tuple[tuple[OutlierSlice, ...], float]:
+    """Slices that are darker than their neighbours in the same volume, given how bright each is in its shell."""
+    from scipy.ndimage import percentile_filter
+
+    area = mask.sum(axis=(0, 1))
+    slices = np.flatnonzero(area > 0.2 * max(int(area.max()), 1))
+    outliers: list[OutlierSlice] = []
+    judged = 0
+    if len(slices) < 5:
+        return (), 0.0
+    weights = mask.astype(np.float32)
+    for group in _groups(acquisition):
+        means = np.empty((len(group), len(slices)))
+        for row, v in enumerate(group):
+            report.check()
+            means[row] = np.einsum("xyz,xyz->z", acquisition.signal[..., v], weights)[slices] / area[slices]
+        ratio = means / np.maximum(np.median(means, axis=0), 1e-6)
+        # a high percentile, because interleaved scanning loses every other slice
+        trend = percentile_filter(ratio, 70, size=(1, 7), mode="nearest")
+        deviation = ratio / np.maximum(trend, 1e-6) - 1
+        centred = deviation - np.median(deviation)
+        scatter = 1.4826 * float(np.median(np.abs(centred)))
+        judged += deviation.size
+        for row, k in np.argwhere((deviation < -DROP_FRACTION) & (centred < -DROP_Z * scatter)):
+            outliers.append(OutlierSlice(int(group[row]), int(slices[k]), round(float(-deviation[row, k]), 3)))
+    return tuple(outliers), round(len(outliers) / judged, 4) if judged else 0.0
+
+
+def _motion(acquisition: Acquisition, mask: NDArray[np.bool_], report: Report) -> NDArray[np.float64] | None:
+    """Displacement of each volume from the mean of its b-value, mm; None where no group is large enough.
+
+    A volume that moved a little differs from the mean by the mean's spatial gradient times the displacement: one
+    linear least-squares step gives shift and rotation (Lucas and Kanade 1981).
+    """
+    from scipy.ndimage import binary_dilation, gaussian_filter
+
+    from DiffusionFMLib.preprocessing.masking import resample
+
+    groups = _groups(acquisition)
+    extent = np.array(acquisition.shape) * acquisition.voxel_sizes
+    shape = np.maximum(np.round(extent / np.maximum(acquisition.voxel_sizes, GRID_MM)), 1).astype(int)
+    if not groups or shape.min() < 5 or not mask.any():
+        return None
+    spacing = extent / shape
+    region = binary_dilation(resample(mask.astype(np.float32), shape) > 0.5, iterations=2)
+    position = (np.argwhere(region) - np.argwhere(region).mean(axis=0)) * spacing
+    found = []
+    for group in groups:
+        volumes = []
+        for v in group:
+            report.check()
+            low = resample(np.ascontiguousarray(acquisition.signal[..., v]), shape)
+            volumes.append(gaussian_filter(low, 1.0))
+        # the median, so that one volume far off does not pull the reference along
+        mean = np.median(volumes, axis=0)
+        slope = np.stack([g[region] for g in np.gradient(mean, *spacing)], axis=1)
+        design = np.column_stack([slope, np.cross(position, slope), mean[region]])
+        inverse = np.linalg.pinv(design)
+        for volume in volumes:
+            pose = inverse @ (volume[region] - mean[region])
+            scale = max(1 + float(pose[6]), 0.1)
+            shift, turn = pose[:3] / scale, pose[3:6] / scale
+            found.append(float(np.linalg.norm(shift)) + HEAD_RADIUS_MM * float(np.linalg.norm(turn)))
+    return np.array(found)
