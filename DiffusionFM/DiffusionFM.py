@@ -109,7 +109,7 @@ class DiffusionFMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onReload(self) -> None:
         """Load all of this module's files again, not only this one."""
-        for name in [n for n in sys.modules if n.partition(".")[0] in ("DiffusionFMSlicer", "DiffusionFMLib")]:
+        for name in [n for n in sys.modules if n.partition(".")[0] == "DiffusionFMSlicer"]:
             del sys.modules[name]
         ScriptedLoadableModuleWidget.onReload(self)
 

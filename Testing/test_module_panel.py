@@ -1,0 +1,301 @@
+"""The panel with a worker that computes nothing: Apply, Cancel, errors, lists, what can be chosen."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from module_driver import AFFINE, addSmallScan, smallScan
+
+from DiffusionFMLib.physics import MODELS
+
+
+def jobFolders() -> list[Path]:
+    from DiffusionFMSlicer.jobfolder import cacheFolder
+
+    return list((cacheFolder() / "jobs").iterdir()) if (cacheFolder() / "jobs").exists() else []
+
+
+def test_scan_alone_makes_apply_possible(driver):
+    assert not driver.ui.applyButton.enabled
+    driver.choose(addSmallScan())
+    assert driver.ui.factsLabel.text == "9x8x7, 2x2.02x2.5 mm, b 0 1000: 1+11"
+    assert driver.ui.applyButton.enabled
+    assert not driver.ui.gradientFiles.visible
+
+
+def test_models_that_the_protocol_cannot_feed_are_grey_and_say_why(driver):
+    import qt
+
+    from DiffusionFMSlicer.scene.results import makeScan
+
+    signal, bvals, bvecs = smallScan()
+    driver.choose(makeScan(signal[..., :5], AFFINE, bvals[:5], bvecs[:5], "four directions"))
+    selector = driver.ui.modelSelector
+    index = list(MODELS).index("dti")
+    tip = selector.itemData(index, int(qt.Qt.ToolTipRole))
+    assert selector.itemData(index, int(qt.Qt.UserRole) - 1) == 0
+    assert "4" in tip
+    assert "6" in tip
+    assert not driver.ui.applyButton.enabled
+    assert driver.ui.applyButton.toolTip == tip
+    selector.currentIndex = list(MODELS).index("adc")
+    assert driver.ui.applyButton.enabled
+    assert not driver.ui.tractsCheck.enabled
+
+
+def test_scan_without_gradients_asks_for_files(driver, tmp_path):
+    import slicer
+
+    sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "sequence")
+    for i in range(6):
+        volume = slicer.util.addVolumeFromArray(smallScan()[0][..., i].copy())
+        sequence.SetDataNodeAtValue(volume, str(i))
+        slicer.mrmlScene.RemoveNode(volume)
+    driver.choose(sequence)
+    assert driver.ui.gradientFiles.visibleTo(driver.widget.parent)
+    assert not driver.ui.applyButton.enabled
+    driver.ui.bvalEdit.currentPath = str(tmp_path / "a.bval")
+    driver.ui.bvecEdit.currentPath = str(tmp_path / "a.bvec")
+    assert driver.ui.applyButton.enabled
+    # another scan must not inherit them
+    driver.choose(addSmallScan())
+    assert driver.ui.bvalEdit.currentPath == ""
+    assert driver.panel.parameters.get("bvec") == ""
+
+
+def test_apply_brings_maps_in_their_windows(driver):
+    import slicer
+
+    from DiffusionFMSlicer.scene.views import compositeNodes
+
+    driver.useFakeWorker("ok")
+    driver.choose(addSmallScan())
+    driver.apply()
+    found = driver.results()
+    assert list(found) == ["fa", "md", "colorfa", "tensor", "status", "residual"]
+    np.testing.assert_array_equal(slicer.util.arrayFromVolume(found["fa"]), smallScan()[0][..., 1])
+    assert found["fa"].GetDisplayNode().GetWindowLevelMax() == pytest.approx(0.8)
+    assert driver.ui.progressBar.format == "Done on the CPU"
+    assert driver.ui.progressBar.value == driver.ui.progressBar.maximum
+    for composite in compositeNodes():
+        assert composite.GetBackgroundVolumeID() == found["fa"].GetID()
+        assert composite.GetForegroundVolumeID() == found["colorfa"].GetID()
+    assert not jobFolders()
+
+
+def test_quality_lights_up_and_unfolds(driver):
+    driver.useFakeWorker("ok")
+    driver.choose(addSmallScan())
+    driver.apply()
+    assert driver.ui.factsLabel.text == "measured"
+    assert "e0a100" in driver.ui.qualityButton.styleSheet
+    driver.ui.qualityButton.click()
+    assert driver.ui.qualityLabel.visibleTo(driver.widget.parent)
+    # findings may quote a scan's names: nothing of them is markup
+    assert "&lt;lost&gt;" in driver.ui.qualityLabel.text
+
+
+def test_light_checks_a_scan_that_was_not_checked(driver):
+    driver.useFakeWorker("ok")
+    driver.choose(addSmallScan())
+    driver.ui.qualityButton.click()
+    driver.until(lambda: driver.idle and driver.ui.factsLabel.text == "measured")
+
+
+def test_tracts_appear_where_they_are(driver):
+    import slicer
+
+    driver.useFakeWorker("ok")
+    driver.choose(addSmallScan())
+    driver.ui.tractsCheck.checked = True
+    driver.apply()
+    points = slicer.util.arrayFromModelPoints(driver.results()["tracts"])
+    expected = (np.c_[np.arange(5.0), np.ones((5, 3))] @ AFFINE.T)[:, :3]
+    np.testing.assert_allclose(points, expected, atol=1e-4)
+    driver.ui.tubesCheck.checked = True
+    assert driver.results()["tracts"].GetNodeReference("DiffusionFM.Tubes").GetDisplayNode().GetVisibility()
+
+
+def test_second_run_updates_in_place_and_leaves_the_views_alone(driver):
+    import slicer
+
+    from DiffusionFMSlicer.scene.views import showVolume
+
+    driver.useFakeWorker("ok")
+    scan = addSmallScan()
+    driver.choose(scan)
+    driver.apply()
+    first = driver.results()
+    showVolume(first["md"])
+    slicer.util.arrayFromVolume(scan)[..., 1] *= 2
+    slicer.util.arrayFromVolumeModified(scan)
+    driver.apply()
+    again = driver.results()
+    assert all(again[name] is node for name, node in first.items())
+    np.testing.assert_array_equal(slicer.util.arrayFromVolume(again["fa"]), 2 * smallScan()[0][..., 1])
+    composite = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
+    assert all(c.GetBackgroundVolumeID() == first["md"].GetID() for c in composite)
+
+
+def test_apply_twice_starts_one_run(driver):
+    driver.useFakeWorker("slow")
+    driver.choose(addSmallScan())
+    driver.ui.applyButton.click()
+    assert not driver.ui.applyButton.enabled
+    driver.panel.apply()
+    assert "Another run is under way" in driver.ui.messageLabel.text
+    assert len(jobFolders()) == 1
+    driver.until(lambda: "left" in driver.ui.progressBar.format)
+    driver.ui.cancelButton.click()
+    driver.until(lambda: driver.idle)
+
+
+def test_cancel_takes_under_four_seconds_even_from_a_hung_worker(driver):
+    driver.useFakeWorker("hang")
+    driver.choose(addSmallScan())
+    driver.ui.applyButton.click()
+    driver.until(lambda: driver.ui.messageLabel.text.isdigit())
+    begun = time.monotonic()
+    driver.ui.cancelButton.click()
+    driver.until(lambda: driver.idle)
+    assert time.monotonic() - begun < 4
+    assert driver.ui.progressBar.format == "Cancelled"
+    assert not driver.worker.running
+    assert not jobFolders()
+    driver.useFakeWorker("ok")
+    driver.apply()
+    assert "fa" in driver.results()
+
+
+def test_dead_worker_is_an_error_with_a_log_and_the_next_apply_works(driver, tmp_path, monkeypatch):
+    monkeypatch.setenv("FAKE_WORKER_ONCE", str(tmp_path / "died"))
+    driver.useFakeWorker("crash")
+    driver.choose(addSmallScan())
+    driver.apply()
+    assert "ended unexpectedly (exit status 9)" in driver.ui.messageLabel.text
+    assert driver.ui.progressBar.format == "Failed"
+    driver.ui.logButton.click()
+    assert "Fatal: out of memory" in driver.ui.logText.plainText
+    driver.apply()
+    assert "fa" in driver.results()
+    assert not driver.ui.messageLabel.visibleTo(driver.widget.parent)
+
+
+def test_failure_shows_message_and_hint(driver):
+    driver.useFakeWorker("fail")
+    driver.choose(addSmallScan())
+    driver.apply()
+    assert driver.ui.messageLabel.text == "Only 3 directions; expected 6. Choose ADC."
+    assert driver.ui.applyButton.enabled
+
+
+def test_flood_of_events_does_not_block_the_panel(driver):
+    import qt
+
+    driver.useFakeWorker("flood")
+    driver.choose(addSmallScan())
+    ticks: list[float] = []
+    timer = qt.QTimer()
+    timer.setInterval(10)
+    timer.timeout.connect(lambda: ticks.append(time.monotonic()))
+    timer.start()
+    driver.apply(60)
+    timer.stop()
+    assert "fa" in driver.results()
+    assert np.diff(ticks).max() < 0.2
+
+
+def test_scan_deleted_in_the_middle_does_not_lose_the_results(driver):
+    import slicer
+
+    driver.useFakeWorker("flood")
+    scan = addSmallScan()
+    driver.choose(scan)
+    driver.ui.applyButton.click()
+    driver.spin(0.1)
+    slicer.mrmlScene.RemoveNode(scan)
+    driver.until(lambda: driver.idle, 60)
+    assert "fa" in driver.results()
+    assert not driver.ui.applyButton.enabled
+
+
+def test_result_deleted_is_made_again(driver):
+    import slicer
+
+    driver.useFakeWorker("ok")
+    driver.choose(addSmallScan())
+    driver.apply()
+    slicer.mrmlScene.RemoveNode(driver.results()["md"])
+    driver.spin(0.3)
+    driver.apply()
+    assert "md" in driver.results()
+
+
+def rows(driver) -> dict:
+    return {name.text: eye for _, eye, name in driver.panel.results._rows}
+
+
+def test_eyes_follow_and_change_what_is_shown(driver):
+    from DiffusionFMSlicer.scene.display import glyphNodes
+    from DiffusionFMSlicer.scene.views import compositeNodes
+
+    driver.useFakeWorker("ok")
+    driver.choose(addSmallScan())
+    driver.ui.tractsCheck.checked = True
+    driver.apply()
+    found = driver.results()
+    shown = {name for name, eye in rows(driver).items() if eye.checked}
+    assert shown == {"FA", "Colour FA", "Tracts"}
+    rows(driver)["MD"].click()
+    assert {c.GetBackgroundVolumeID() for c in compositeNodes()} == {found["md"].GetID()}
+    assert not rows(driver)["FA"].checked
+    rows(driver)["Tensor glyphs"].click()
+    assert all(g.GetVisibility() for g in glyphNodes(found["tensor"]))
+    rows(driver)["Tracts"].click()
+    assert not found["tracts"].GetDisplayNode().GetVisibility()
+    rows(driver)["Colour FA"].click()
+    assert {c.GetForegroundVolumeID() for c in compositeNodes()} == {None}
+
+
+def test_overlay_has_opacity_and_threshold(driver):
+    from DiffusionFMSlicer.scene.views import compositeNodes
+
+    driver.useFakeWorker("ok")
+    driver.choose(addSmallScan())
+    driver.apply()
+    residual = driver.results()["residual"]
+    driver.ui.overlaySelector.currentIndex = driver.ui.overlaySelector.findData(residual.GetID())
+    driver.ui.opacitySlider.value = 0.7
+    driver.ui.thresholdSlider.value = 30
+    composite = compositeNodes()[0]
+    assert composite.GetForegroundVolumeID() == residual.GetID()
+    assert composite.GetForegroundOpacity() == pytest.approx(0.7)
+    display = residual.GetDisplayNode()
+    assert display.GetApplyThreshold()
+    assert display.GetLowerThreshold() == pytest.approx(0.3 * display.GetWindowLevelMax())
+
+
+def test_values_under_the_mouse(driver):
+    import slicer
+
+    driver.useFakeWorker("ok")
+    driver.choose(addSmallScan())
+    driver.apply()
+    slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLCrosshairNode").SetCursorPositionRAS((AFFINE @ [3, 4, 5, 1])[:3])
+    signal = smallScan()[0][5, 4, 3]
+    assert driver.ui.valueLabel.text.startswith(f"FA {signal[1]:.3g}   MD {signal[2]:.3g} 10⁻³ mm²/s")
+
+
+def test_installing_is_asked_for_before_a_worker_starts(driver, monkeypatch):
+    from DiffusionFMSlicer import dependencies
+
+    monkeypatch.setattr(dependencies, "find_spec", lambda name: None if name == "torch" else object())
+    driver.choose(addSmallScan())
+    driver.ui.applyButton.click()
+    assert "PyTorch is not installed" in driver.ui.messageLabel.text
+    assert "extension PyTorch" in driver.ui.messageLabel.text
+    assert driver.idle
+    assert not driver.worker.running
