@@ -146,8 +146,8 @@ def test_a_worker_that_is_left_while_writing_removes_its_temporary_files(scan, c
 
 PARENT = """
 import subprocess, sys, time
-worker = subprocess.Popen([sys.executable, "-m", "DiffusionFMLib.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                          start_new_session=True)
+command = [sys.executable, "-m", "DiffusionFMLib.worker"]
+worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
 worker.stdin.write(sys.argv[1].encode() + b"\\n")
 worker.stdin.flush()
 print(worker.pid, flush=True)
@@ -174,9 +174,10 @@ def test_no_orphan_outlives_a_killed_parent(big_scan, tmp_path):
 
 def test_two_workers_share_an_output_folder(worker, scan, clean, tmp_path):
     with WorkerClient() as other:
-        # started first, so that both write at about the same time
-        assert other.run("info", dwi=scan)[-1].kind == "finished"
-        time.sleep(4)
+        # once it has loaded all it needs, both write at about the same time
+        other.run("info", dwi=scan)
+        time.sleep(0.5)
+        other.run("info", dwi=scan)
         ids = [(client, _start_fit(client, scan, tmp_path)) for client in (other, worker)]
         for client, id in ids:
             assert client.until_end(id)[-1].kind == "finished"
