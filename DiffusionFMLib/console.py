@@ -107,12 +107,18 @@ def _show_scan(console: Console, result: dict[str, Any]) -> None:
     quality = result["quality"]
     table = Table(show_header=False, box=None, title=escape(result["name"]), title_justify="left")
     table.add_row("scan", escape(quality["facts"]))
-    table.add_row("quality", f"[{_color(quality)}]{quality['light']}[/]")
-    for name, value in quality.items():
-        if name not in ("facts", "light", "findings"):
-            table.add_row(name.replace("_", " "), escape(_text(value)))
+    table.add_row("directions", str(quality["n_directions"]))
+    table.add_row("SNR", f"{_number(quality['snr'])} at b0, {_number(quality['snr_weighted'])} at the highest b-value")
+    table.add_row(
+        "motion", f"{_number(quality['motion_mm'])} mm at most, {_number(quality['motion_median_mm'])} mm median"
+    )
+    table.add_row("outlier slices", f"{len(quality['outliers'])} ({quality['outlier_fraction']:.1%})")
+    table.add_row("brain mask", f"{quality['mask_ml']:.0f} ml")
+    if quality["gradients"] is not None:
+        table.add_row("gradients", escape(quality["gradients"]["sentence"]))
     for model, reason in result["models"].items():
         table.add_row(f"model {model}", "supported" if reason is None else escape(reason))
+    table.add_row("quality", f"[{_color(quality)}]{quality['light']}[/]")
     console.print(table)
     for finding in quality["findings"]:
         console.print(f"- {finding}", markup=False)
@@ -122,21 +128,8 @@ def _color(quality: dict[str, Any]) -> str:
     return LIGHTS.get(quality["light"], "default")
 
 
-def _text(value: Any) -> str:
-    """A value of the quality summary, short."""
-    match value:
-        case None:
-            return "not known"
-        case bool():
-            return "yes" if value else "no"
-        case float():
-            return f"{value:.4g}"
-        case dict():
-            return ", ".join(f"{k} {_text(v)}" for k, v in value.items())
-        case list() | tuple():
-            return ", ".join(map(_text, value)) or "none"
-        case _:
-            return str(value)
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3g}"
 
 
 def _duration(seconds: float) -> str:

@@ -36,13 +36,14 @@ if TYPE_CHECKING:
 
 READ, CHECK, FIT, WRITE, TRACK = "Reading", "Checking the scan", "Fitting", "Writing", "Tracking"
 
-PREPARATION = {
+TITLES = {
+    "quality": CHECK,
     "denoise": "Denoising",
     "gibbs": "Removing Gibbs ringing",
     "motion": "Correcting motion",
     "mask": "Finding the brain",
 }
-"""Titles of the stages that `preprocessing.prepare` reports."""
+"""Titles of the stages that computing code reports by a short name."""
 
 _NOT_IN_KEY = {"device", "memory_mib"}
 """Settings beside paths that do not change what a fit's maps hold."""
@@ -56,10 +57,10 @@ def stages(job: str, settings: Settings) -> dict[str, float]:
         return {READ: 1.0, WRITE: 3.0}
     costs = {READ: 1.0, CHECK: 2.0}
     if isinstance(settings, FitSettings):
-        costs |= {PREPARATION["denoise"]: 60.0} if settings.denoise != "none" else {}
-        costs |= {PREPARATION["gibbs"]: 20.0} if settings.gibbs else {}
-        costs |= {PREPARATION["motion"]: 120.0} if settings.motion else {}
-        costs |= {PREPARATION["mask"]: 2.0, FIT: 3.0, WRITE: 2.0}
+        costs |= {TITLES["denoise"]: 60.0} if settings.denoise != "none" else {}
+        costs |= {TITLES["gibbs"]: 20.0} if settings.gibbs else {}
+        costs |= {TITLES["motion"]: 120.0} if settings.motion else {}
+        costs |= {TITLES["mask"]: 2.0, FIT: 3.0, WRITE: 2.0}
     if isinstance(settings, TrackSettings):
         costs[TRACK] = 20.0
     return costs
@@ -94,7 +95,7 @@ def run(
     JobCancelled
         If the report says so.
     """
-    report.plan(stages(job, settings), PREPARATION)
+    report.plan(stages(job, settings), TITLES)
     if isinstance(settings, TrackSettings):
         return _track(settings, report, session, arrays)
     if isinstance(settings, FitSettings):

@@ -75,7 +75,7 @@ def test_convert_keeps_the_scan(scan, tmp_path, capsys, name):
     assert main(["info", str(tmp_path / name), "--json"]) == DONE
     again = json.loads(capsys.readouterr().out)
     assert main(["info", str(scan), "--json"]) == DONE
-    assert again["quality"] == json.loads(capsys.readouterr().out)["quality"]
+    assert {**again["quality"], "name": "scan"} == json.loads(capsys.readouterr().out)["quality"]
 
 
 def _break(path, how):
