@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ class _Field:
     inside: NDArray[np.bool_]
     seeds: NDArray[np.bool_]
 
-    @property
+    @cached_property
     def voxel_sizes(self) -> NDArray[np.float64]:
         return np.linalg.norm(self.affine[:3, :3], axis=0)
 
@@ -130,7 +131,7 @@ def track(
         done = start if wanted > len(seeds) else max(start, len(seeds) * len(kept) // wanted)
         report.progress(done, len(seeds), "Tracking")
         for line in walk(seeds[start : start + chunk], seed_directions[start : start + chunk]):
-            length = np.linalg.norm(np.diff(line, axis=0), axis=1).sum()
+            length = np.linalg.norm(np.diff(line, axis=0) * field.voxel_sizes, axis=1).sum()
             if settings.min_length <= length <= settings.max_length:
                 kept.append(line)
         if len(kept) >= wanted:
