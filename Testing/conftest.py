@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from EmbeddedSlicer.fixtures import slicerHost, slicerScene, slicerWindow  # noqa: F401 - fixtures are found by name
+
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 DATA_VARIABLE = "DIFFUSIONFM_DATA"
 

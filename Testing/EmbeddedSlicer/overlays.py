@@ -1,0 +1,75 @@
+"""Text over the slices: which volumes are shown, and the sides of the patient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from PySide6 import QtCore, QtGui
+
+_SIDES = ("R", "L"), ("A", "P"), ("S", "I")
+
+
+def placeText(sliceNode: Any) -> str:
+    """Where a slice lies along the patient's axis that it cuts, as ``"L 12.5 mm"``; for an oblique one its offset."""
+    matrix = sliceNode.GetSliceToRAS()
+    normal = np.array([matrix.GetElement(i, 2) for i in range(3)])
+    axis = int(np.argmax(np.abs(normal)))
+    if abs(normal[axis]) < 0.999:
+        return f"{sliceNode.GetSliceOffset():.1f} mm"
+    place = matrix.GetElement(axis, 3)
+    return f"{_SIDES[axis][0 if place >= 0 else 1]} {abs(place):.1f} mm"
+
+
+def sideOf(direction: np.ndarray[Any, Any]) -> str:
+    """Letter of the patient's side that a direction (RAS) points to most."""
+    axis = int(np.argmax(np.abs(direction)))
+    return _SIDES[axis][0 if direction[axis] > 0 else 1]
+
+
+def drawSliceText(painter: QtGui.QPainter, area: QtCore.QRect, view: Any) -> None:
+    """Draw the sides of the patient at the edges, and the volumes' names in the corner.
+
+    Slicer names the volumes too; the letters are this host's, so that nobody has to guess which side is which.
+    """
+    composite = view.compositeNode
+    shown = [line for line in _layers(view) if line]
+    font = painter.font()
+    font.setPixelSize(12)
+    painter.setFont(font)
+    area = area.adjusted(6, 4, -6, -4)
+    align = QtCore.Qt.AlignmentFlag
+    _drawText(painter, area, align.AlignLeft | align.AlignBottom, "\n".join(shown))
+    if composite is None or not shown:
+        return
+    matrix = view.node.GetSliceToRAS()
+    right = np.array([matrix.GetElement(i, 0) for i in range(3)])
+    up = np.array([matrix.GetElement(i, 1) for i in range(3)])
+    font.setPixelSize(13)
+    font.setBold(True)
+    painter.setFont(font)
+    _drawText(painter, area, align.AlignLeft | align.AlignVCenter, sideOf(-right))
+    _drawText(painter, area, align.AlignRight | align.AlignVCenter, sideOf(right))
+    _drawText(painter, area, align.AlignHCenter | align.AlignTop, sideOf(up))
+    _drawText(painter, area, align.AlignHCenter | align.AlignBottom, sideOf(-up))
+
+
+def _layers(view: Any) -> list[str]:
+    composite, logic = view.compositeNode, view.logic
+    if composite is None:
+        return []
+    label, front, back = (
+        logic.GetNthLayerVolumeNode(i) for i in (logic.LayerLabel, logic.LayerForeground, logic.LayerBackground)
+    )
+    return [
+        f"L: {label.GetName()}" if label is not None else "",
+        f"F: {front.GetName()} ({100 * composite.GetForegroundOpacity():.0f} %)" if front is not None else "",
+        f"B: {back.GetName()}" if back is not None else "",
+    ]
+
+
+def _drawText(painter: QtGui.QPainter, area: QtCore.QRect, alignment: QtCore.Qt.AlignmentFlag, text: str) -> None:
+    painter.setPen(QtGui.QColor(0, 0, 0, 200))
+    painter.drawText(area.translated(1, 1), alignment, text)
+    painter.setPen(QtGui.QColor(235, 235, 235))
+    painter.drawText(area, alignment, text)
