@@ -28,10 +28,11 @@ def smallScan(seed: int = 0) -> tuple[np.ndarray, list[float], list[list[float]]
 
 def addSmallScan(name: str = "scan", seed: int = 0) -> Any:
     """A diffusion-weighted volume node of `smallScan`."""
+    from DiffusionFMSlicer.scene.geometry import makeImage
     from DiffusionFMSlicer.scene.results import makeScan
 
     signal, bvals, bvecs = smallScan(seed)
-    return makeScan(signal, AFFINE, bvals, bvecs, name)
+    return makeScan(makeImage(signal), AFFINE, bvals, bvecs, name)
 
 
 class Driver:

@@ -34,9 +34,9 @@ def run_of(scan, model="dti", method="wls"):
 
 
 def imported(event, run):
-    from DiffusionFMSlicer.scene.results import importArtifact
+    from DiffusionFMSlicer.scene.results import place, prepare
 
-    return list(importArtifact(event, run))[-1]
+    return place(event, prepare(event), run)
 
 
 # --- out ------------------------------------------------------------------------------------------------------

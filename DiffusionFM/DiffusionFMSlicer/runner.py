@@ -1,7 +1,7 @@
 """One request at a time through the worker, and its results into the scene: the logic behind the panel.
 
-Knows nothing of widgets. `poll` is called by a timer; results come into the scene in short steps, one per turn of
-the event loop, so that the viewers stay alive.
+Knows nothing of widgets. `poll` is called by a timer. Results are read by a thread and come into the scene in short
+steps, one per turn of the event loop, so that the viewers stay alive.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from pathlib import Path
@@ -33,7 +34,11 @@ from DiffusionFMLib.settings import FitSettings, ScanSettings, TrackSettings
 from DiffusionFMSlicer.jobfolder import createJobFolder, removeJobFolder
 from DiffusionFMSlicer.process import WorkerProcess
 from DiffusionFMSlicer.scene import inputs, results
+from DiffusionFMSlicer.scene.geometry import makeImage
 from DiffusionFMSlicer.scene.results import RunLabel
+
+STEP_MS = 5
+"""Pause between two steps of bringing results into the scene: the viewers draw in it."""
 
 
 class State(Enum):
@@ -127,6 +132,8 @@ class Runner:
         self._request: _Request | None = None
         self._steps: deque[Iterator[Any]] = deque()
         self._stepping = False
+        # one after the other: results must not fill the memory before they are shown
+        self._background = ThreadPoolExecutor(1, "DiffusionFM results")
 
     # --- what the panel asks for ------------------------------------------------------------------------------
 
@@ -202,6 +209,7 @@ class Runner:
         """End the worker and remove the job folder: the module goes away."""
         self.abandon()
         self.worker.stop()
+        self._background.shutdown(cancel_futures=True)
         if self._request is not None:
             removeJobFolder(self._request.folder)
             self._request = None
@@ -297,17 +305,22 @@ class Runner:
             self._import(self._results(event, request))
 
     def _results(self, event: Artifact, request: _Request) -> Iterator[None]:
+        future = self._background.submit(results.prepare, event)
+        while not future.done():
+            yield
         label = request.label
-        if label is None:
+        if label is None or future.result() is None:
             return
         if label.scan is not None and label.scan.GetScene() is None:
             # the scan was deleted while it was computed: its results are still worth having
             label = request.label = RunLabel(None, label.name, label.model, label.method)
-        for node in results.importArtifact(event, label):
-            yield
-            if node is not None:
-                self._listener.onNode(node)
-                yield
+        if label.scan is not None and label.scan.GetScene() is None:
+            # the scan was deleted while it was computed: its results are still worth having
+            label = request.label = RunLabel(None, label.name, label.model, label.method)
+        node = results.place(event, future.result(), label)
+        yield
+        self._listener.onNode(node)
+        yield
 
     def _answer(self, data: dict[str, Any], request: _Request) -> None:
         if not request.wanted:
@@ -320,9 +333,10 @@ class Runner:
     def _openedScan(self, image: Artifact, data: dict[str, Any], request: _Request) -> Iterator[None]:
         if image.array is None or image.affine is None:
             return
-        array = np.load(image.array)
-        yield
-        node = results.makeScan(array, image.affine, data["bvals"], data["bvecs"], data["name"])
+        future = self._background.submit(lambda: makeImage(np.load(image.array)))
+        while not future.done():
+            yield
+        node = results.makeScan(future.result(), image.affine, data["bvals"], data["bvecs"], data["name"])
         yield
         inputs.rememberSource(node, request.source)
         self._listener.onNode(node)
@@ -335,13 +349,13 @@ class Runner:
         self._steps.append(steps)
         if not self._stepping:
             self._stepping = True
-            self._schedule(0, self._step)
+            self._schedule(STEP_MS, self._step)
 
     def _step(self) -> None:
         try:
             while self._steps:
                 if next(self._steps[0], self) is not self:
-                    self._schedule(0, self._step)
+                    self._schedule(STEP_MS, self._step)
                     return
                 if self._steps:
                     self._steps.popleft()

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import vtk
 from numpy.typing import NDArray
-from vtk.util.numpy_support import get_vtk_array_type, numpy_to_vtk, vtk_to_numpy
+from vtk.util.numpy_support import get_vtk_array_type, vtk_to_numpy
 
 
 def affineOf(volume: Any) -> NDArray[np.float64]:
@@ -41,24 +41,32 @@ def imageArray(image: vtk.vtkImageData) -> NDArray[Any]:
 
 def makeImage(array: NDArray[Any]) -> vtk.vtkImageData:
     """An image that owns a copy of the array, shape (K, J, I) or (K, J, I, C)."""
-    image = vtk.vtkImageData()
-    image.SetDimensions(array.shape[2], array.shape[1], array.shape[0])
-    flat = np.ascontiguousarray(array).reshape(-1, array.shape[3]) if array.ndim == 4 else array.ravel()
-    scalars = numpy_to_vtk(flat, deep=True, array_type=get_vtk_array_type(array.dtype))
-    scalars.SetName("ImageScalars")
-    image.GetPointData().SetScalars(scalars)
+    image, values = _emptyImage(array.shape[:3], array.shape[3] if array.ndim == 4 else 1, array.dtype)
+    # copied by numpy, which lets other threads run meanwhile; VTK's own copy does not
+    np.copyto(vtk_to_numpy(values).reshape(array.shape), array)
+    values.SetName("ImageScalars")
+    image.GetPointData().SetScalars(values)
     return image
 
 
 def makeTensorImage(array: NDArray[np.float32]) -> vtk.vtkImageData:
     """A tensor image from Dxx, Dxy, Dxz, Dyy, Dyz, Dzz, shape (K, J, I, 6)."""
-    image = vtk.vtkImageData()
-    image.SetDimensions(array.shape[2], array.shape[1], array.shape[0])
-    full = np.ascontiguousarray(array.reshape(-1, 6)[:, [0, 1, 2, 1, 3, 4, 2, 4, 5]])
-    tensors = numpy_to_vtk(full, deep=True)
-    tensors.SetName("tensors")
-    image.GetPointData().SetTensors(tensors)
+    image, values = _emptyImage(array.shape[:3], 9, array.dtype)
+    full = vtk_to_numpy(values).reshape(*array.shape[:3], 9)
+    for target, source in enumerate((0, 1, 2, 1, 3, 4, 2, 4, 5)):
+        full[..., target] = array[..., source]
+    values.SetName("tensors")
+    image.GetPointData().SetTensors(values)
     return image
+
+
+def _emptyImage(shape: tuple[int, ...], components: int, dtype: Any) -> tuple[vtk.vtkImageData, vtk.vtkDataArray]:
+    image = vtk.vtkImageData()
+    image.SetDimensions(shape[2], shape[1], shape[0])
+    values = vtk.vtkDataArray.CreateDataArray(get_vtk_array_type(dtype))
+    values.SetNumberOfComponents(components)
+    values.SetNumberOfTuples(shape[0] * shape[1] * shape[2])
+    return image, values
 
 
 def centreOf(volume: Any) -> NDArray[np.float64]:

@@ -6,10 +6,10 @@ gets a folder of its own. What a node is, is written into its attributes, so tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import slicer
@@ -75,51 +75,46 @@ def _belongs(node: Any, run: RunLabel) -> bool:
     return node.GetAttribute(RUN) == run.key and run.scan is not None and node.GetNodeReference(SCAN) is run.scan
 
 
-def importArtifact(event: Artifact, run: RunLabel) -> Iterator[Any]:
-    """Bring a map or tracts into the scene, in steps short enough for one turn of the event loop each.
+def prepare(event: Artifact) -> Any:
+    """Image or polydata of a map's or tracts' raw copy; touches no scene, so that a thread can do it.
 
     Parameters
     ----------
     event : Artifact
-        With `array`: what has none (a sidecar) gives nothing.
-    run : RunLabel
+        What has no `array` (a sidecar) gives None.
 
-    Yields
+    Raises
     ------
-    vtkMRMLNode or None
-        None between steps, the node at the end.
+    DiffusionFMError
+        If the copy cannot be read.
     """
-    if not event.array:
-        return
-    path = Path(event.array)
-    if event.role == "tracts":
-        data = tracts.readTracts(path)
-        yield None
-        node = _nodeOf(run, TRACTS, event.title or "Tracts", "", lambda name: tracts.makeTractNode(name))
+    if not event.array or event.role not in ("map", TRACTS):
+        return None
+    try:
+        if event.role == TRACTS:
+            return tracts.readTracts(Path(event.array))
+        return _makeImage(event, np.load(event.array))
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
+        msg = f"A result of the background process cannot be read: {Path(event.array).name} ({error})."
+        raise DiffusionFMError(msg, "Free some space on the disk of the temporary files, and apply again.") from error
+
+
+def place(event: Artifact, data: Any, run: RunLabel) -> Any:
+    """Bring what was prepared into the scene, shown as its kind is shown; returns the node."""
+    if event.role == TRACTS:
+        node = _nodeOf(run, TRACTS, event.title or "Tracts", "", tracts.makeTractNode)
         tracts.setTracts(node, data)
-        yield _placed(node, run)
-        return
-    if event.role != "map":
-        return
-    array = _readArray(path)
-    yield None
-    image = _makeImage(event, array)
-    yield None
+        return _placed(node, run)
     kind = _VOLUMES.get("tensor" if event.name == "tensor" else event.colors, "vtkMRMLScalarVolumeNode")
     node = _nodeOf(run, event.name, event.title or event.name, event.unit, lambda name: _makeVolume(kind, name))
     node.SetIJKToRASMatrix(vtkMatrix(np.array(event.affine, float)))
-    node.SetAndObserveImageData(image)
-    yield None
-    _style(node, event)
-    yield _placed(node, run)
-
-
-def _readArray(path: Path) -> Any:
-    try:
-        return np.load(path)
-    except (OSError, ValueError) as error:
-        msg = f"A result of the background process cannot be read: {path.name} ({error})."
-        raise DiffusionFMError(msg, "Free some space on the disk of the temporary files, and apply again.") from error
+    if event.name == "tensor":
+        # before it has an image: it would look for a window in all of it
+        display.showTensors(node)
+    node.SetAndObserveImageData(data)
+    if event.name != "tensor":
+        _style(node, event)
+    return _placed(node, run)
 
 
 def _makeImage(event: Artifact, array: Any) -> Any:
@@ -156,9 +151,7 @@ def _nodeOf(run: RunLabel, name: str, title: str, unit: str, make: Any) -> Any:
 
 
 def _style(node: Any, event: Artifact) -> None:
-    if event.name == "tensor":
-        display.showTensors(node)
-    elif event.colors == "rgb":
+    if event.colors == "rgb":
         isColor = event.name == "colorfa"
         node.SetVoxelVectorType(node.VoxelVectorTypeColorRGB if isColor else node.VoxelVectorTypeSpatial)
         if isColor:
@@ -199,13 +192,24 @@ def _folder(hierarchy: Any, run: RunLabel) -> int:
     return folder
 
 
-def makeScan(array: Any, affine: Any, bvals: list[float], bvecs: list[list[float]], name: str) -> Any:
-    """A diffusion-weighted volume node from the worker's copy of a scan, shape (K, J, I, N), gradients in RAS."""
+def makeScan(image: Any, affine: Any, bvals: list[float], bvecs: list[list[float]], name: str) -> Any:
+    """A diffusion-weighted volume node.
+
+    Parameters
+    ----------
+    image : vtkImageData
+        With a component per volume.
+    affine : array, shape (4, 4)
+        Voxel to RAS mm.
+    bvals : list, shape (N,), s/mm2
+    bvecs : list, shape (N, 3), scanner RAS
+    name : str
+    """
     node = slicer.mrmlScene.AddNewNodeByClass(
         "vtkMRMLDiffusionWeightedVolumeNode", slicer.mrmlScene.GenerateUniqueName(name)
     )
     node.SetIJKToRASMatrix(vtkMatrix(np.array(affine, float)))
-    node.SetAndObserveImageData(makeImage(array))
+    node.SetAndObserveImageData(image)
     node.SetNumberOfGradients(len(bvals))
     for i, (bval, bvec) in enumerate(zip(bvals, bvecs, strict=True)):
         node.SetBValue(i, float(bval))
