@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gzip
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from scan_files import AXES, affine_of, rotation, signal_of
 
 from DiffusionFMLib.errors import GradientError, InputError
@@ -193,7 +196,7 @@ def test_broken_gradients(change: dict[str, object], message: str, tmp_path: Pat
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("sizes: 4 5 3 5", "sizes: 4 5 three 5", "expected numbers"),
+        ("sizes: 4 5 3 5", "sizes: 4 5 three 5", "expected whole numbers"),
         ("type: short", "type: block", "type 'block'"),
         ("encoding: raw", "encoding: bzip2", "encoding 'bzip2'"),
         ("space: left-posterior-superior", "space: scanner-xyz", "space 'scanner-xyz'"),
@@ -211,6 +214,17 @@ def test_broken_headers(old: str, new: str, message: str, tmp_path: Path) -> Non
         read(tmp_path / "dwi.nrrd")
     assert "dwi.nrrd" in caught.value.message
     assert caught.value.hint
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(position=st.integers(8, 700), value=st.integers(0, 255))
+def test_no_byte_of_a_header_is_a_bug(position: int, value: int, tmp_path: Path) -> None:
+    write(tmp_path / "dwi.nhdr", data_file="v%01d.raw 0 4 1 3", frame=np.eye(3))
+    raw = bytearray((tmp_path / "dwi.nhdr").read_bytes())
+    raw[min(position, len(raw) - 1)] = value
+    (tmp_path / "dwi.nhdr").write_bytes(raw)
+    with suppress(InputError):
+        read(tmp_path / "dwi.nhdr")
 
 
 @pytest.mark.parametrize("encoding", ["raw", "gzip"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,10 @@ READING = "Reading"
 """Stage that readers report progress of."""
 
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".npy")
+
+
+_MAX_VALUES = 1 << 48
+"""More values than any scan has: the header is broken."""
 
 
 class ImageFile(ABC):
@@ -49,17 +54,26 @@ class ImageFile(ABC):
         """The table that the file itself holds, if any."""
         return None
 
-    @abstractmethod
     def read(self, report: Report, volumes: Sequence[int] | None = None) -> NDArray[np.float32]:
         """Scaled values, shape (X, Y, Z) or (X, Y, Z, N); some volumes of it when asked.
 
         Raises
         ------
         InputError
-            If the file is damaged.
+            If the file is damaged, or larger than the memory.
         JobCancelled
             If the report says so.
         """
+        try:
+            return self._values(report, volumes)
+        except MemoryError as error:
+            size = 4 * math.prod(self.shape) / 2**30
+            msg = f"{self.path.name} has shape {self.shape}, which needs {size:.1f} GiB: there is not enough memory."
+            raise InputError(msg, "Close other programs, or choose a smaller scan.") from error
+
+    @abstractmethod
+    def _values(self, report: Report, volumes: Sequence[int] | None) -> NDArray[np.float32]:
+        """See `read`."""
 
     @property
     def n_volumes(self) -> int:
@@ -73,7 +87,8 @@ class ImageFile(ABC):
             self.shape = self.shape[:-1]
         if self.shape != given:
             self.notes.append(f"The image had shape {given}; trailing axes of length one were dropped.")
-        if len(self.shape) not in (3, 4) or not all(n > 0 for n in self.shape):
+        fits = all(n > 0 for n in self.shape) and math.prod(self.shape) < _MAX_VALUES
+        if len(self.shape) not in (3, 4) or not fits:
             msg = f"{self.path.name} has shape {given}; expected x, y, z and volumes."
             raise InputError(msg, "Choose a diffusion series or a 3-D image.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -49,18 +50,19 @@ class NiftiFile(ImageFile):
             raise InputError(msg, "Choose the magnitude images, not colours or complex values.")
         self.shape = tuple(int(n) for n in header.get_data_shape())
         self._check_shape()
+        self._offset = _data_offset(path, header)
         self.affine = np.asarray(header.get_best_affine(), np.float64)
         self._check_orientation()
 
-    def read(self, report: Report, volumes: Sequence[int] | None = None) -> NDArray[np.float32]:
-        """See `ImageFile.read`; volume by volume, so that the file's own type never stands in memory as a whole."""
+    def _values(self, report: Report, volumes: Sequence[int] | None) -> NDArray[np.float32]:
+        """Volume by volume, so that the file's own type never stands in memory as a whole."""
         grid, count = self.shape[:3], self.n_volumes
         wanted = {volume: place for place, volume in enumerate(range(count) if volumes is None else volumes)}
-        size = int(np.prod(grid)) * self._dtype.itemsize
+        size = math.prod(grid) * self._dtype.itemsize
         slope, intercept = self._scaling()
         out = np.empty((*grid, len(wanted)), np.float32, order="F")
         with opened(self.path) as file:
-            file.seek(self._header.get_data_offset())
+            file.seek(self._offset)
             for volume in range(count):
                 report.progress(volume, count, READING)
                 data = file.read(size)
@@ -95,7 +97,7 @@ class NiftiFile(ImageFile):
             )
         if not scode or not qcode or qform is None:
             return
-        if abs(np.linalg.det(sform[:3, :3])) < 1e-9 or abs(np.linalg.det(qform[:3, :3])) < 1e-9:
+        if not all(np.isfinite(form).all() and abs(np.linalg.det(form[:3, :3])) > 1e-9 for form in (sform, qform)):
             return
         turn = image_rotation(sform) @ image_rotation(qform).T
         mirrored = np.linalg.det(turn) < 0
@@ -120,6 +122,15 @@ def _read_header(path: Path, file: BinaryIO) -> Any:
     ) as error:
         msg = f"{path.name} has a broken NIfTI header: {error or 'its size is wrong'}."
         raise InputError(msg, "Convert the scan again, or choose another file.") from error
+
+
+def _data_offset(path: Path, header: Any) -> int:
+    """Where the values start, bytes; a whole number in a float field, so that it can be anything."""
+    offset = float(header["vox_offset"])
+    if not header.sizeof_hdr <= offset < 1 << 40:
+        msg = f"{path.name} has a broken NIfTI header: its values are said to start at byte {offset:g}."
+        raise InputError(msg, "Convert the scan again, or choose another file.")
+    return int(offset)
 
 
 def _qform(header: Any) -> tuple[NDArray[np.float64] | None, int]:

@@ -5,6 +5,7 @@ The format is that of teem's "Definition of NRRD File Format"; the keys are thos
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -40,6 +41,11 @@ _TYPES = {
 }
 _KINDS = {name: kind for kind, names in _TYPES.items() for name in names}
 
+_MAX_FILES = 1 << 16
+
+_NUMBERED = re.compile(r"([^%]*)%0?(\d?)d(\S*)\s+(\d+)\s+(\d+)\s+(-?\d+)(?:\s+\d+)?")
+"""A numbered series of data files, as ``volume%03d.raw 0 30 1``."""
+
 _VECTORS = re.compile(r"none|\([^)]*\)")
 
 
@@ -49,7 +55,7 @@ class NrrdFile(ImageFile):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._fields, self._keys, self._offset = _read_header(path)
-        self._sizes = tuple(int(n) for n in self._numbers("sizes"))
+        self._sizes = tuple(self._integers("sizes"))
         kind = _KINDS.get(self._field("type").lower())
         self._encoding = self._field("encoding").lower()
         if kind is None or self._encoding not in ("raw", "gz", "gzip"):
@@ -87,14 +93,14 @@ class NrrdFile(ImageFile):
             msg = f"{self.path.name}: {error.message}"
             raise GradientError(msg, error.hint) from error
 
-    def read(self, report: Report, volumes: Sequence[int] | None = None) -> NDArray[np.float32]:
-        """See `ImageFile.read`; slab by slab along the file's slowest axis."""
+    def _values(self, report: Report, volumes: Sequence[int] | None) -> NDArray[np.float32]:
+        """Slab by slab along the file's slowest axis."""
         sizes, last = self._sizes, self._sizes[-1]
         by_volume = self._volume_axis == len(sizes) - 1
         kept = range(last) if volumes is None or not by_volume else list(volumes)
         place = {slab: i for i, slab in enumerate(kept)}
         out = np.empty((*sizes[:-1], len(place)), np.float32, order="F")
-        count = int(np.prod(sizes[:-1])) * self._dtype.itemsize
+        count = math.prod(sizes[:-1]) * self._dtype.itemsize
         with self._content() as files:
             file = next(files, None)
             for slab in range(last):
@@ -120,7 +126,7 @@ class NrrdFile(ImageFile):
     def _content(self) -> Iterator[Iterator[BinaryIO]]:
         """The data files one after the other, each opened behind what is to be skipped."""
         gzipped = self._encoding != "raw"
-        skip, lines = (int(self._fields.get(name, "0")) for name in ("byte skip", "line skip"))
+        skip, lines = (sum(self._integers(name, "0")) for name in ("byte skip", "line skip"))
         sources = self._data_files()
         with ExitStack() as stack:
 
@@ -130,7 +136,7 @@ class NrrdFile(ImageFile):
                     if lines:
                         offset = stack.enter_context(_after_lines(path, offset, lines))
                     if skip == -1 and not gzipped:
-                        offset = path.stat().st_size - int(np.prod(self._sizes)) * self._dtype.itemsize // len(sources)
+                        offset = path.stat().st_size - math.prod(self._sizes) * self._dtype.itemsize // len(sources)
                     file = stack.enter_context(opened(path, max(offset, 0), gzipped))
                     file.read(max(skip, 0))
                     yield file
@@ -142,13 +148,15 @@ class NrrdFile(ImageFile):
         if named is None:
             return [self.path]
         folder = self.path.parent
-        words = named.split()
-        if words[0] == "LIST":
+        if named.startswith("LIST"):
             return [folder / name for name in self._fields.get("data list", "").splitlines() if name.strip()]
-        if "%" in named and len(words) >= 4:
-            low, high, step = (int(word) for word in words[1:4])
-            return [folder / (words[0] % i) for i in range(low, high + (1 if step > 0 else -1), step)]
-        return [folder / named]
+        numbered = _NUMBERED.fullmatch(named)
+        if numbered is None:
+            return [folder / named]
+        before, width, after, *limits = numbered.groups()
+        low, high, step = (int(limit) for limit in limits)
+        numbers = range(low, high + (1 if step > 0 else -1), step or 1)
+        return [folder / f"{before}{i:0{int(width or 0)}d}{after}" for i in numbers[:_MAX_FILES]]
 
     def _read_space(self) -> None:
         name, sizes = self.path.name, self._sizes
@@ -215,12 +223,12 @@ class NrrdFile(ImageFile):
             raise InputError(msg, "Save the image again, from Slicer or with a current converter.")
         return self._fields[name]
 
-    def _numbers(self, name: str) -> list[float]:
-        text = self._field(name)
+    def _integers(self, name: str, default: str | None = None) -> list[int]:
+        text = self._field(name) if default is None else self._fields.get(name, default)
         try:
-            return [float(word) for word in text.split()]
+            return [int(word) for word in text.split()]
         except ValueError as error:
-            msg = f"{self.path.name} has {name} '{text}'; expected numbers."
+            msg = f"{self.path.name} has {name} '{text}'; expected whole numbers."
             raise InputError(msg, "Save the image again.") from error
 
     def _vector(self, text: str) -> NDArray[np.float64]:

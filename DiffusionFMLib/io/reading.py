@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +122,7 @@ def _read(image: ImageFile, settings: ScanSettings, report: Report, name: str = 
         gtab = fsl.read_table(image, settings.bval, settings.bvec, settings.b0_threshold)
     for code, message in image.warnings:
         report.warning(code, message)
+    _check_protocol(image, gtab)
     notes, kept = list(image.notes), None
     if gtab.trace_mask.any():
         kept = np.flatnonzero(~gtab.trace_mask)
@@ -133,13 +133,7 @@ def _read(image: ImageFile, settings: ScanSettings, report: Report, name: str = 
         report.warning("trace-volumes", message)
         notes.append(message)
         gtab = gtab.subset(kept)
-    _check_protocol(image, gtab)
-    try:
-        signal = image.read(report, None if kept is None else kept.tolist())
-    except MemoryError as error:
-        size = 4 * math.prod(image.shape) / 2**30
-        msg = f"{image.path.name} has shape {image.shape}, which needs {size:.1f} GiB: there is not enough memory."
-        raise InputError(msg, "Close other programs, or choose a smaller scan.") from error
+    signal = image.read(report, None if kept is None else kept.tolist())
     acquisition = Acquisition(signal, image.affine, gtab, None, name or image.stem, tuple(notes))
     _warn_out_of_protocol(acquisition, report)
     if settings.mask:
@@ -162,9 +156,8 @@ def _check_protocol(image: ImageFile, gtab: GradientTable) -> None:
         msg = f"{name} has no b0 volume: its lowest b-value is {lowest:g} s/mm2; expected one at most at {limit:g}."
         raise ProtocolError(msg, "Add the b0 volume, or raise b0_threshold if the lowest b-value stands for it.")
     if gtab.n_directions < 2:
-        msg = (
-            f"{name} has {len(weighted)} diffusion-weighted volume(s) along one direction only; expected three or more."
-        )
+        few = "along one direction only" if gtab.n_directions else "without any direction"
+        msg = f"{name} has {len(weighted)} diffusion-weighted volume(s) {few}; expected three directions or more."
         raise ProtocolError(msg, "Choose the whole series: three directions give ADC, six the tensor.")
 
 
