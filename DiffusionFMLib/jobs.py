@@ -45,7 +45,7 @@ TITLES = {
 }
 """Titles of the stages that computing code reports by a short name."""
 
-_NOT_IN_KEY = {"device", "memory_mib"}
+_NOT_IN_KEY = {"device", "memory_mib", "series"}
 """Settings beside paths that do not change what a fit's maps hold."""
 
 

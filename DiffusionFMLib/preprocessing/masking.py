@@ -13,6 +13,7 @@ is weak, means another thing on every voxel size, and cuts a field of view that 
 from __future__ import annotations
 
 from typing import Final
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +54,9 @@ WHOLE_HEAD_MM: Final = (130.0, 130.0, 100.0)
 """A field of view shorter than this along any of its axes (sorted, longest first) is a slab or a crop, mm."""
 
 
+_made: WeakKeyDictionary[Acquisition, NDArray[np.bool_]] = WeakKeyDictionary()
+
+
 def brain_mask(acquisition: Acquisition) -> NDArray[np.bool_]:
     """Brain mask of a scan.
 
@@ -68,8 +72,15 @@ def brain_mask(acquisition: Acquisition) -> NDArray[np.bool_]:
 
     Notes
     -----
-    Takes 1 to 2 s on one core, whatever the voxel size.
+    Takes 1 to 2 s on one core, whatever the voxel size; the same scan's mask is remembered as long as the scan is
+    there, since the quality summary and the fit both ask for it.
     """
+    if acquisition not in _made:
+        _made[acquisition] = _make_mask(acquisition)
+    return _made[acquisition].copy()
+
+
+def _make_mask(acquisition: Acquisition) -> NDArray[np.bool_]:
     b0, weighted = _contrasts(acquisition)
     extent = np.array(acquisition.shape) * acquisition.voxel_sizes
     grid = np.maximum(np.round(extent / GRID_MM), 1).astype(int)
