@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -123,7 +124,7 @@ def test_oedema_raises_md_and_b0_and_lowers_fa(clean: Simulated) -> None:
 
 
 def test_a_brain_without_lesion_has_none(clean: Simulated) -> None:
-    healthy = run(lesion=False, snr=1000.0, seed=1, n_b0=1)
+    healthy = run(lesion=False, snr=1000.0, seed=1, directions=6)
     assert not healthy.truth["lesion"].data.any()
     wm = clean.truth["tissue"].data[..., 0] > 0.7
     assert abs(side_of_oedema(healthy.truth["md"].data, healthy.acquisition.affine, wm)) < 0.1e-3
@@ -207,14 +208,25 @@ def test_tracking_the_simulation_gives_the_big_bundles(noisy: Simulated) -> None
     assert in_callosum.mean() > 0.9
 
 
-def test_simulation_can_be_cancelled() -> None:
-    class Cancelled(SilentReport):
-        def progress(self, done: float, total: float, stage: str) -> None:
-            if stage == "Scanning":
+def test_simulation_asks_often_whether_to_stop() -> None:
+    class Clock(SilentReport):
+        def __init__(self) -> None:
+            super().__init__()
+            self.asked = [time.process_time()]
+
+        def check(self) -> None:
+            self.asked.append(time.process_time())
+            if len(self.asked) > 12:
                 raise JobCancelled
 
+        def progress(self, done: float, total: float, stage: str) -> None:
+            self.check()
+
+    report = Clock()
     with pytest.raises(JobCancelled):
-        simulate(SimulateSettings(voxel_size=4.0, directions=6), Cancelled())
+        simulate(SimulateSettings(voxel_size=2.0, directions=6), report)
+    # a cancelled job must end within four seconds
+    assert np.diff(report.asked).max() < 3
 
 
 def test_without_nilearn_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from DiffusionFMLib.errors import DiffusionFMError
+from DiffusionFMLib.events import Report
 from DiffusionFMLib.simulation.bundles import BUNDLES, GROUPS, Bundle, curves
 
 FIELD_SPACING: Final = 2.0
@@ -38,7 +39,7 @@ WARP: Final = 1.2
 WARP_WAVES: Final = 8
 """Root mean square shift of an individual's anatomy along each axis, mm, and how many plane waves make it up."""
 
-POINTS_PER_CHUNK: Final = 200_000
+POINTS_PER_CHUNK: Final = 100_000
 
 _PAIRS: Final = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
 
@@ -167,25 +168,35 @@ class Architecture:
     Each bundle's curves are laid into a grid as dyads (tangent times tangent), blurred, and summed by group; the
     two groups that are densest at a point are its fibre populations, so that crossings come about where bundles
     of different groups meet.
+
+    Parameters
+    ----------
+    report : Report
+        Asked between two steps whether to stop.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, report: Report) -> None:
         from scipy import ndimage
 
+        self._report = report
         self._groups: list[NDArray[np.float32]] = []
         for group in GROUPS:
+            report.check()
             raw = np.zeros((7, *FIELD_SHAPE), np.float32)
             for bundle in BUNDLES:
                 if bundle.group == group:
                     raw += _rasterise(bundle)
             near = ndimage.gaussian_filter(raw, (0, *[NEAR / FIELD_SPACING] * 3), truncate=3)
-            near += FAR_WEIGHT * ndimage.gaussian_filter(raw, (0, *[FAR / FIELD_SPACING] * 3), truncate=3)
+            near += FAR_WEIGHT * ndimage.gaussian_filter(raw, (0, *[FAR / FIELD_SPACING] * 3), truncate=2)
             self._groups.append(near)
         self._groups.append(_radial())
 
     def fibres(self, points: NDArray[np.float64]) -> Fibres:
         """Fibre populations at points, shape (V, 3), mm."""
-        parts = [self._fibres(points[i : i + POINTS_PER_CHUNK]) for i in range(0, len(points), POINTS_PER_CHUNK)]
+        parts = []
+        for start in range(0, len(points), POINTS_PER_CHUNK):
+            self._report.check()
+            parts.append(self._fibres(points[start : start + POINTS_PER_CHUNK]))
         return Fibres(
             np.concatenate([p.directions for p in parts]),
             np.concatenate([p.fractions for p in parts]),

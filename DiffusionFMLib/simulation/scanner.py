@@ -78,8 +78,7 @@ def simulate(settings: SimulateSettings, report: Report) -> Simulated:
     voxels = np.stack([fractions.wm, fractions.gm, fractions.csf], axis=-1)
     # the mask's edge is sharp, the brain's is not
     head = voxels.sum(axis=-1) > 0.02
-    report.check()
-    fibres = anatomy.Architecture().fibres(template[head])
+    fibres = anatomy.Architecture(report).fibres(template[head])
     mixture = tissue.compartments(voxels[head], fibres, lesion.water[head], texture[head])
     del world, template, fibres, texture
 
