@@ -35,8 +35,8 @@ MAX_PARAMETER: Final = 1e3
 MAX_RESIDUAL: Final = 1e6
 """Residuals are cut off here, where S0 is next to nothing."""
 
-WORKING_ARRAYS: Final = 8
-"""Arrays as large as a tile's signal that an estimator holds at once."""
+WORKING_ARRAYS: Final = {"ols": 5, "wls": 5, "nlls": 8}
+"""Arrays as large as a tile's signal that a method holds at once."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ class TileFit:
     def tile_size(self, device: torch.device, memory_mib: int) -> int:
         """Voxels per tile that this much memory affords."""
         unknowns = len(self.model.parameters)
-        rows = WORKING_ARRAYS * len(self.gtab) + 3 * unknowns * (unknowns + 1) + 100
+        rows = WORKING_ARRAYS[self.method] * len(self.gtab) + 3 * unknowns * (unknowns + 1) + 100
         return tile_size(device, rows * self.dtype.itemsize, memory_mib)
 
     def all_tiles(self, device: torch.device, size: int, report: Report) -> None:

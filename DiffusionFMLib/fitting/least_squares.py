@@ -22,6 +22,12 @@ MAX_EXPONENT = 30.0
 
 START_DAMPING, MIN_DAMPING, MAX_DAMPING = 1e-3, 1e-9, 1e9
 
+FIRST_ITERATIONS = 6
+"""After so many, nearly all voxels have converged; the rest goes on in smaller tiles."""
+
+REST_FRACTION = 8
+"""How many times smaller these are."""
+
 
 @dataclass(frozen=True, eq=False)
 class Design:
@@ -107,6 +113,7 @@ class LeastSquares:
         self._solver = PackedSolver(basis.shape[1], voxels, basis.device, basis.dtype)
         self._predicted = basis.new_empty(len(basis), voxels)
         self._weights = torch.empty_like(self._predicted)
+        self._rest: LeastSquares | None = None
 
     def ordinary(self, log_signal: Tensor) -> Tensor:
         """Ordinary least squares on the log signal.
@@ -166,6 +173,21 @@ class LeastSquares:
         theta : Tensor, shape (P, V)
         converged : Tensor, shape (V,), bool
         """
+        theta, converged = self._levenberg_marquardt(log_signal, theta, min(FIRST_ITERATIONS, max_iterations))
+        left = max_iterations - FIRST_ITERATIONS
+        if left <= 0 or bool(converged.all()):
+            return theta, converged
+        size = max(1, log_signal.shape[1] // REST_FRACTION)
+        if self._rest is None:
+            self._rest = LeastSquares(self.problem, size)
+        for index in (~converged).nonzero()[:, 0].split(size):
+            # filled up by repeating the last voxel, so that every product has the same shape and the same rounding
+            padded = torch.cat([index, index[-1:].expand(size - len(index))])
+            part, done = self._rest._levenberg_marquardt(log_signal[:, padded], theta[:, padded], left)
+            theta[:, index], converged[index] = part[:, : len(index)], done[: len(index)]
+        return theta, converged
+
+    def _levenberg_marquardt(self, log_signal: Tensor, theta: Tensor, max_iterations: int) -> tuple[Tensor, Tensor]:
         problem, solver = self.problem, self._solver
         design = problem.group_design
         target = log_signal if problem.groups is None else problem.groups @ log_signal
@@ -176,18 +198,20 @@ class LeastSquares:
             target *= problem.group_weights
             start *= problem.group_weights
 
+        predicted, residual = self._predicted[: len(target)], self._weights[: len(target)]
         diagonal = diagonal_entries(len(theta))
-        tolerance = 8 * torch.finfo(theta.dtype).eps ** 0.75
+        eps = torch.finfo(theta.dtype).eps
+        tolerance, slack = 8 * eps**0.75, 1 + 8 * eps
         best, trial = torch.zeros_like(theta), torch.zeros_like(theta)
         best_cost = torch.full_like(scale, torch.inf)
         damping = torch.full_like(scale, START_DAMPING)
         converged = torch.zeros_like(scale, dtype=torch.bool)
         gram, gradient = torch.zeros_like(solver.matrix), torch.zeros_like(theta)
         for iteration in range(max_iterations):
-            predicted = (design.basis @ trial).clamp_(-MAX_EXPONENT, MAX_EXPONENT).exp_().mul_(start)
-            residual = target - predicted
-            cost = (residual * residual).sum(0)
-            better = cost <= best_cost
+            torch.mm(design.basis, trial, out=predicted).clamp_(-MAX_EXPONENT, MAX_EXPONENT).exp_().mul_(start)
+            torch.sub(target, predicted, out=residual)
+            cost = residual.square().sum(0)
+            better = cost <= best_cost * slack
             if iteration:
                 # a step too small to matter ends the search, whichever side of rounding its cost fell on
                 converged |= (trial - best).abs().amax(0) < tolerance

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -16,7 +17,10 @@ from DiffusionFMLib.events import Report
 from DiffusionFMLib.fitting.device import cpu_workers, one_thread_per_operation
 
 CPU_TILE = 8192
-"""Voxels in a tile on the CPU, so that its arrays stay in the cache."""
+"""Voxels in a tile on the CPU at most: enough to hide the cost of calling an operation."""
+
+CPU_TILE_BYTES = 16 << 20
+"""What a tile may take on the CPU, so that its arrays stay in the cache and several threads in little memory."""
 
 CUDA_TILE = 1 << 18
 """Voxels in a tile on a GPU, memory allowing."""
@@ -58,7 +62,7 @@ class Voxels:
             places = np.unravel_index(source, tuple(mask.shape[axis] for axis in axes))
             x, y, z = (places[axes.index(axis)] for axis in range(3))
             target = x + mask.shape[0] * (y + mask.shape[1] * z)
-        return cls(torch.asarray(laid), volumes_first, torch.from_numpy(source), target)
+        return cls(_shared(laid), volumes_first, torch.from_numpy(source), target)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -81,23 +85,23 @@ class Voxels:
         return count
 
 
-def tile_size(device: torch.device, row_bytes: int, memory_mib: int) -> int:
-    """Voxels per tile: on the CPU a constant, so that results do not depend on memory, unless that is very short.
+def tile_size(device: torch.device, voxel_bytes: int, memory_mib: int) -> int:
+    """Voxels per tile, a power of two.
 
     Parameters
     ----------
     device : torch.device
-    row_bytes : int
+    voxel_bytes : int
         Working memory per voxel.
     memory_mib : int, MiB
         What all tiles at work may take together.
     """
-    workers = cpu_workers() if device.type == "cpu" else 1
-    largest = CPU_TILE if device.type == "cpu" else CUDA_TILE
-    affordable = (memory_mib << 20) // (row_bytes * workers)
-    while largest > affordable and largest > MIN_TILE:
-        largest //= 2
-    return largest
+    size, budget = CUDA_TILE, memory_mib << 20
+    if device.type == "cpu":
+        size, budget = CPU_TILE, min(CPU_TILE_BYTES, budget // cpu_workers())
+    while size * voxel_bytes > budget and size > MIN_TILE:
+        size //= 2
+    return size
 
 
 def for_each_tile(
@@ -145,3 +149,11 @@ def for_each_tile(
         finally:
             for future in pending:
                 future.cancel()
+
+
+def _shared(array: NDArray[np.float32]) -> Tensor:
+    """Tensor on the array's memory."""
+    with warnings.catch_warnings():
+        # the memory is only read, so it matters not that torch cannot mark it as read-only
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+        return torch.from_numpy(array)

@@ -33,15 +33,18 @@ def principal_axis(tensor: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], tuple
     """
     xx, xy, xz, yy, yz, zz = tensor.unbind(-1)
     mean = (xx + yy + zz) / 3
-    xx, yy, zz = xx - mean, yy - mean, zz - mean
-    norm = ((xx * xx + yy * yy + zz * zz) / 6 + (xy * xy + xz * xz + yz * yz) / 3).clamp_min(TINY).sqrt()
+    xx, yy = xx - mean, yy - mean
+    # the mean is rounded: taken from zz too, it would leave a trace, which the closed form knows nothing of
+    zz = -xx - yy
+    # anisotropy below rounding is none; without a floor its derivatives overflow
+    eps = torch.finfo(tensor.dtype).eps
+    norm = ((xx * xx + yy * yy + zz * zz) / 6 + (xy * xy + xz * xz + yz * yz) / 3).clamp_min(0.01 * eps * eps).sqrt()
     inverse = norm.reciprocal()
     xx, xy, xz, yy, yz, zz = (component * inverse for component in (xx, xy, xz, yy, yz, zz))
 
     half_det = 0.5 * (xx * (yy * zz - yz * yz) - xy * (xy * zz - yz * xz) + xz * (xy * yz - yy * xz))
     # rounding can carry it past 1, and at 1 the derivative of acos is infinite
-    limit = 1 - torch.finfo(tensor.dtype).eps
-    root = 2 * torch.cos(half_det.abs().clamp_max(limit).acos() / 3)
+    root = 2 * torch.cos(half_det.abs().clamp_max(1 - eps).acos() / 3)
     root = torch.copysign(root, half_det)
     prolate = root > 0
 
@@ -70,7 +73,7 @@ def principal_axis(tensor: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], tuple
     px, py, pz = xx * ux + xy * uy + xz * uz, xy * ux + yy * uy + yz * uz, xz * ux + yz * uy + zz * uz
     uu = px * ux + py * uy + pz * uz
     half = (tt - uu) / 2
-    radius = (half * half + tu * tu).clamp_min(TINY).sqrt()
+    radius = (half * half + tu * tu).clamp_min(eps * eps).sqrt()
     centre = (tt + uu) / 2
     high, low = centre + radius, centre - radius
 
@@ -103,7 +106,7 @@ def positive_definite(tensor: Tensor) -> Tensor:
 
 
 def _unit(x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    scale = (x * x + y * y + z * z).clamp_min(TINY).rsqrt()
+    scale = (x * x + y * y + z * z).rsqrt()
     return x * scale, y * scale, z * scale
 
 
