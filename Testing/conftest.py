@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from module_fixtures import driver, emptyScene  # noqa: F401
 
 from EmbeddedSlicer.fixtures import slicerHost, slicerScene, slicerWindow  # noqa: F401 - fixtures are found by name
 

@@ -6,8 +6,11 @@ reordered. Gradients are passed in scanner RAS.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ import vtk
 from numpy.typing import NDArray
 from vtk.util.numpy_support import vtk_to_numpy
 
-from DiffusionFMLib.errors import GradientError, InputError
+from DiffusionFMLib.errors import InputError
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMSlicer.scene.geometry import affineOf, imageArray, matrixArray
 
@@ -185,10 +188,10 @@ def _segmentationArray(segmentation: Any, reference: Any) -> tuple[NDArray[Any],
     if ids.GetNumberOfValues() == 0:
         msg = f"{segmentation.GetName()} has no segments."
         raise InputError(msg, "Choose another mask, or the automatic one.")
-    labels = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "DiffusionFM mask export")
-    # a scalar volume of the scan's grid stands for it: a sequence's volumes are in no scene
-    grid = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "DiffusionFM grid")
-    try:
+    with _temporaryNodes():
+        labels = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode")
+        # a scalar volume of the scan's grid stands for it: a sequence's volumes are in no scene
+        grid = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode")
         image = vtk.vtkImageData()
         image.SetDimensions(reference.GetImageData().GetDimensions())
         image.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
@@ -202,9 +205,20 @@ def _segmentationArray(segmentation: Any, reference: Any) -> tuple[NDArray[Any],
             msg = f"{segmentation.GetName()} could not be turned into a label map."
             raise InputError(msg, "Export it to a label map in the Segmentations module, and choose that.")
         return np.array(imageArray(labels.GetImageData())), affineOf(labels)
+
+
+@contextlib.contextmanager
+def _temporaryNodes() -> Iterator[None]:
+    """Remove what is added to the scene meanwhile: an export brings display and colour nodes along."""
+    scene = slicer.mrmlScene
+    before = {scene.GetNthNode(i).GetID() for i in range(scene.GetNumberOfNodes())}
+    try:
+        yield
     finally:
-        slicer.mrmlScene.RemoveNode(labels)
-        slicer.mrmlScene.RemoveNode(grid)
+        after = [scene.GetNthNode(i) for i in range(scene.GetNumberOfNodes())]
+        for node in after:
+            if node.GetID() not in before:
+                scene.RemoveNode(node)
 
 
 # --- scans that were opened from files ------------------------------------------------------------------------
@@ -237,23 +251,13 @@ def _stamps(paths: list[str]) -> list[list[Any]]:
     return [[str(p), p.stat().st_mtime_ns, p.stat().st_size] if p.exists() else [str(p), 0, 0] for p in found]
 
 
-def _stamp(scan: Any) -> list[int]:
-    """Modification counters of what the scan is made of; they start anew in every session of Slicer."""
-    matrix = vtk.vtkMatrix4x4()
-    scan.GetIJKToRASMatrix(matrix)
-    gradients = scan.GetDiffusionGradients()
+def _stamp(scan: Any) -> list[Any]:
+    """What changes when a scan is edited; VTK's modification counters start anew in every session of Slicer."""
+    image, gradients = scan.GetImageData(), gradientsOf(scan)
+    arrays = [affineOf(scan), *((gradients.bvals, gradients.bvecs) if gradients else ())]
     return [
         os.getpid(),
-        scan.GetImageData().GetMTime() if scan.GetImageData() else 0,
-        scan.GetImageData().GetPointData().GetScalars().GetMTime() if scan.GetImageData() else 0,
-        gradients.GetMTime() if gradients else 0,
-        scan.GetBValues().GetMTime() if scan.GetBValues() else 0,
-        hash(matrixArray(matrix).tobytes()),
+        image.GetMTime(),
+        image.GetPointData().GetScalars().GetMTime(),
+        hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest(),
     ]
-
-
-def requireGradients(scan: Any, bval: str, bvec: str) -> None:
-    """Raise `GradientError` if neither the node nor files give the gradients."""
-    if gradientsOf(scan) is None and not (bval and bvec):
-        msg = f"{scan.GetName()} does not say which gradients its {volumeCount(scan)} volumes were made with."
-        raise GradientError(msg, "Give the bval and bvec files below the scan.")
