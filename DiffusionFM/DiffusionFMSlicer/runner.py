@@ -331,9 +331,10 @@ class Runner:
             self._listener.onAnswer(request.job, request.label.scan if request.label else None, data)
 
     def _openedScan(self, image: Artifact, data: dict[str, Any], request: _Request) -> Iterator[None]:
-        if image.array is None or image.affine is None:
+        array = image.array
+        if array is None or image.affine is None:
             return
-        future = self._background.submit(lambda: makeImage(np.load(image.array)))
+        future = self._background.submit(lambda: makeImage(np.load(array)))
         while not future.done():
             yield
         node = results.makeScan(future.result(), image.affine, data["bvals"], data["bvecs"], data["name"])
