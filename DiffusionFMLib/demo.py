@@ -77,8 +77,9 @@ def draw(artifacts: list[Artifact], path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    arrays = {a.name: a for a in artifacts if a.role == "map" and a.array}
-    volumes = {name: _canonical(arrays[name]) for name in ("colorfa", "fa", "md", "status")}
+    maps = {a.name: a for a in artifacts if a.role == "map" and a.array}
+    volumes = {name: _canonical(maps[name]) for name in ("colorfa", "fa", "md", "status")}
+    sizes = _canonical_sizes(maps["fa"])
     tracts = next(a for a in artifacts if a.role == "tracts")
     inside = np.argwhere(volumes["status"] > 0)
     low, high = inside.min(0), inside.max(0) + 1
@@ -89,16 +90,19 @@ def draw(artifacts: list[Artifact], path: Path) -> None:
     for row, axis in enumerate((0, 1, 2)):
         plane = tuple(middle[a] if a == axis else slice(low[a], high[a]) for a in range(3))
         across, up = (a for a in range(3) if a != axis)
-        extent = (0, high[across] - low[across], 0, high[up] - low[up])
+        extent = (0, sizes[across] * (high - low)[across], 0, sizes[up] * (high - low)[up])
         for column, name in enumerate(("colorfa", "fa", "md")):
             image = np.swapaxes(volumes[name][plane], 0, 1)
-            vmin, vmax = arrays[name].window or (0, 1)
+            vmin, vmax = maps[name].window or (0, 1)
             image = np.clip(image, 0, 1) if image.ndim == 3 else image
             axes[row, column].imshow(image, origin="lower", cmap="gray", vmin=vmin, vmax=vmax, extent=extent)
-            if row == 0:
-                axes[row, column].set_title(arrays[name].title, color="white")
+            axes[0, column].set_title(maps[name].title, color="white")
         _draw_tracts(axes[row, 3], Path(tracts.array or ""), (across, up))
     axes[0, 3].set_title("Tracts", color="white")
+    for ax in axes[1:].flat:
+        # as radiologists look at it: the patient's right is on the left
+        ax.invert_xaxis()
+        ax.text(0.02, 0.95, "R", color="white", transform=ax.transAxes)
     for ax in axes.flat:
         ax.set_axis_off()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,6 +117,14 @@ def _canonical(artifact: Artifact) -> np.ndarray:
 
     data = np.swapaxes(np.load(artifact.array or ""), 0, 2)
     return apply_orientation(data, io_orientation(np.array(artifact.affine)))
+
+
+def _canonical_sizes(artifact: Artifact) -> np.ndarray:
+    """Voxel edges of a map along the axes that `_canonical` gives it, mm."""
+    from nibabel.orientations import io_orientation
+
+    affine = np.array(artifact.affine)
+    return np.linalg.norm(affine[:3, :3], axis=0)[np.argsort(io_orientation(affine)[:, 0])]
 
 
 def _draw_tracts(ax: Axes, path: Path, axes: tuple[int, int]) -> None:

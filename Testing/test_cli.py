@@ -152,3 +152,25 @@ def test_the_module_runs_as_a_program(scan):
 def test_a_message_may_hold_what_looks_like_markup(tmp_path, capsys):
     assert main(["info", str(tmp_path / "[red]scan[/red].nii.gz")]) == USER
     assert "[red]scan[/red].nii.gz" in capsys.readouterr().err
+
+
+def test_demo_draws_what_it_made(tmp_path, capsys):
+    from matplotlib.image import imread
+
+    scan = write_small_scan(tmp_path / "scan")
+    assert main(["demo", "--dwi", str(scan), "--out", str(tmp_path / "demo"), "--device", "cpu"]) == DONE
+    assert str(tmp_path / "demo") in capsys.readouterr().out
+    picture = imread(tmp_path / "demo" / "figure.png")[..., :3]
+    assert picture.shape == (900, 1200, 3)
+    # all twelve views show something
+    tiles = picture[30:].reshape(3, 290, 4, 300, 3).max(axis=(1, 3, 4))
+    assert (tiles > 0.5).all()
+
+
+def test_a_simulated_scan_can_be_fitted(tmp_path, capsys):
+    simulate = ["simulate", "--out", str(tmp_path), "--voxel-size", "5", "--directions", "12", "--json"]
+    assert main(simulate) == DONE
+    result = json.loads(capsys.readouterr().out)
+    assert set(result["files"]) == {path.name for path in tmp_path.iterdir() if path.suffix != ".json"}
+    assert main(["info", result["dwi"], "--json"]) == DONE
+    assert json.loads(capsys.readouterr().out)["quality"]["shells"][1]["volumes"] == 12
