@@ -122,7 +122,8 @@ def track(
     field = _field(tensor, mask, np.asarray(affine, np.float64), settings, seed_mask)
     rng = np.random.default_rng(settings.seed)
     seeds, seed_directions = _seeds(field, settings.seed_density, rng)
-    walk = _walker(field, settings, int(rng.integers(1 << 20, 1 << 21)))
+    report.check()
+    walk = _walker(field, settings, int(rng.integers(1 << 20, 1 << 21)), report)
 
     kept: list[NDArray[np.float64]] = []
     wanted = settings.max_count or len(seeds) + 1
@@ -212,7 +213,7 @@ def _seeds(field: _Field, density: float, rng: np.random.Generator) -> tuple[NDA
     return voxels[chosen] + rng.uniform(-0.5, 0.5, (len(chosen), 3)), np.ascontiguousarray(first)
 
 
-def _walker(field: _Field, settings: TrackSettings, random_seed: int) -> Any:
+def _walker(field: _Field, settings: TrackSettings, random_seed: int, report: Report) -> Any:
     """Function from a chunk of seeds to their streamlines, all in voxels of the cropped grid."""
     from dipy.core.sphere import HemiSphere
     from dipy.data import get_sphere
@@ -241,7 +242,7 @@ def _walker(field: _Field, settings: TrackSettings, random_seed: int) -> Any:
     else:
         # the sampling sphere decides the time; this one halves that of DIPY's default
         sphere = HemiSphere.from_sphere(get_sphere(name="symmetric362"))
-        odf = _odf(field, sphere, settings.stop_fa)
+        odf = _odf(field, sphere, settings.stop_fa, report)
 
         def walk(seeds: NDArray[np.float64], directions: NDArray[np.float64]) -> Any:
             return probabilistic_tracking(
@@ -263,7 +264,7 @@ def _peaks(field: _Field) -> Any:
     return peaks
 
 
-def _odf(field: _Field, sphere: Any, stop_fa: float) -> NDArray[np.float64]:
+def _odf(field: _Field, sphere: Any, stop_fa: float, report: Report) -> NDArray[np.float64]:
     """Spherical harmonics of the sharpened tensor ODF along the image's axes, peak 1, shape (X, Y, Z, 45)."""
     from dipy.reconst.shm import real_sh_descoteaux
     from scipy import ndimage
@@ -283,6 +284,7 @@ def _odf(field: _Field, sphere: Any, stop_fa: float) -> NDArray[np.float64]:
     inverse = ((evecs / evals[:, None, :]) @ evecs.swapaxes(1, 2)).reshape(-1, 9)[:, [0, 1, 2, 4, 5, 8]]
     coefficients = np.empty((len(d), basis.shape[1]))
     for start in range(0, len(d), 10_000):
+        report.check()
         part = slice(start, start + 10_000)
         odf = (inverse[part] @ squares) ** (-1.5 * ODF_POWER)
         odf /= odf.max(axis=1, keepdims=True)
