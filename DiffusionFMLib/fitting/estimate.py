@@ -302,6 +302,7 @@ def _provenance(acquisition: Acquisition, model: SignalModel, method: str, optio
     gtab = acquisition.gtab
     facts: dict[str, Any] = {
         "model": model.title,
+        "citation": model.citation,
         "method": method,
         "shells": [{"bval": round(shell.bval, 1), "volumes": len(shell)} for shell in gtab.shells],
         "b0_volumes": int(gtab.b0_mask.sum()),

@@ -35,6 +35,7 @@ class ADC(LogLinearModel):
     name = "adc"
     label = "adc"
     title = "Apparent diffusion coefficient (ADC)"
+    citation = "Le Bihan D, et al. Radiology 1986;161(2):401-407. doi:10.1148/radiology.161.2.3763909"
     parameters: ClassVar = (Parameter("ADC", "um2/ms", (0.0, 5.0)), Parameter("lnS0", "", (-20.0, 20.0)))
     map_specs: ClassVar = (
         MapSpec("adc", "ADC", "mm2/s", "Apparent diffusion coefficient, averaged over directions.", (0.0, 3e-3)),

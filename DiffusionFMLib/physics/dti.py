@@ -44,6 +44,7 @@ class DTI(LogLinearModel):
     name = "dti"
     label = "tensor"
     title = "Diffusion tensor (DTI)"
+    citation = "Basser PJ, Mattiello J, LeBihan D. Biophys J 1994;66(1):259-267. doi:10.1016/S0006-3495(94)80775-1"
     parameters: ClassVar = (
         *(Parameter(f"D{axes}", "um2/ms", (-3.0, 3.0)) for axes in ("xx", "xy", "xz", "yy", "yz", "zz")),
         Parameter("lnS0", "", (-20.0, 20.0)),

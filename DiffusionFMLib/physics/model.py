@@ -54,6 +54,8 @@ class SignalModel(ABC):
     """As in file names, ``model-{label}``: ``tensor``."""
     title: ClassVar[str]
     """As in menus."""
+    citation: ClassVar[str]
+    """What to cite for maps of this model; written to their sidecars."""
     parameters: ClassVar[tuple[Parameter, ...]]
     map_specs: ClassVar[tuple[MapSpec, ...]]
     """Maps that `maps` returns, in the order they are shown."""
