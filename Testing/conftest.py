@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 from module_fixtures import driver, emptyScene  # noqa: F401
 
@@ -12,6 +13,10 @@ from EmbeddedSlicer.fixtures import slicerHost, slicerScene, slicerWindow  # noq
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 DATA_VARIABLE = "DIFFUSIONFM_DATA"
+
+# A busy machine is slow, not wrong; and a failure must come back on the next run.
+hypothesis.settings.register_profile("project", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("project")
 
 # Qt and VTK read these when they are first loaded, so they are set before any test module is imported.
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")

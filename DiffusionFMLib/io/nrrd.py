@@ -261,8 +261,8 @@ def _read_header(path: Path) -> tuple[dict[str, str], dict[str, str], int]:
             text = raw.decode("utf-8", errors="replace").rstrip("\r\n")
             if not text:
                 break
-            if file.tell() > _MAX_HEADER:
-                msg = f"{path.name} has no end of its NRRD header."
+            if file.tell() > _MAX_HEADER or "\0" in text:
+                msg = f"{path.name} has a broken NRRD header: it holds binary data, or no end."
                 raise InputError(msg, "Copy or download the file again.")
             if text.startswith("#"):
                 continue
