@@ -54,7 +54,7 @@ class PackedSolver:
         inverse = torch.empty_like(self.rhs)
         scaled = torch.empty_like(self.rhs)
         columns = [self.matrix[start : start + size - j] for j, start in enumerate(self._diagonal)]
-        self._steps = [
+        self._forward = [
             (
                 column[0],
                 self._floor[j],
@@ -67,6 +67,10 @@ class PackedSolver:
             )
             for j, column in enumerate(columns)
         ]
+        self._backward = [
+            (self.rhs[j], inverse[j], [(columns[j][i - j], self.rhs[i]) for i in range(j + 1, size)])
+            for j in reversed(range(size))
+        ]
 
     def solve(self) -> Tensor:
         """Solve matrix @ x = rhs for all voxels; returns `rhs`, which then holds x.
@@ -75,16 +79,15 @@ class PackedSolver:
         diagonal entry, so that the solution stays finite.
         """
         torch.mul(self.matrix[self._diagonal], self._eps, out=self._floor).add_(TINY)
-        for pivot, floor, inverse, below, scaled, updates, rhs, rhs_below in self._steps:
+        for pivot, floor, inverse, below, scaled, updates, rhs, rhs_below in self._forward:
             torch.maximum(pivot, floor, out=inverse).reciprocal_()
             if updates:
                 torch.mul(below, inverse, out=scaled)
                 for column, factor, row in updates:
                     column.addcmul_(factor, row, value=-1)
                 rhs_below.addcmul_(scaled, rhs, value=-1)
-                below.copy_(scaled)
-        for _, _, inverse, below, _, updates, rhs, rhs_below in reversed(self._steps):
+        for rhs, inverse, terms in self._backward:
+            for entry, solved in terms:
+                rhs.addcmul_(entry, solved, value=-1)
             rhs.mul_(inverse)
-            if updates:
-                rhs.sub_((below * rhs_below).sum(0))
         return self.rhs
