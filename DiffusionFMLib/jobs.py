@@ -307,6 +307,9 @@ def _convert(settings: ConvertSettings, report: JobReport, session: Session) -> 
 
     path = Path(settings.out)
     _output_folder(str(path.parent) if settings.out else "")
+    if path.exists() and Path(settings.dwi).exists() and path.samefile(settings.dwi):
+        msg = f"{path.name} is the scan itself: it would be written over."
+        raise SettingsError(msg, "Choose another name to convert to.")
     acquisition = _read(settings, report, session)
     report.enter(WRITE)
     written = write_acquisition(acquisition, path)

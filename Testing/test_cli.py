@@ -78,6 +78,13 @@ def test_convert_keeps_the_scan(scan, tmp_path, capsys, name):
     assert {**again["quality"], "name": "scan"} == json.loads(capsys.readouterr().out)["quality"]
 
 
+def test_convert_does_not_write_over_the_scan(copy, tmp_path, capsys):
+    before = copy.read_bytes()
+    assert main(["convert", str(copy), "--out", str(tmp_path / "scan" / ".." / "scan" / copy.name)]) == USER
+    assert "written over" in capsys.readouterr().err
+    assert copy.read_bytes() == before
+
+
 def _break(path, how):
     bval, bvec = (path.with_name(f"scan.{end}") for end in ("bval", "bvec"))
     match how:

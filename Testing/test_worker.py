@@ -98,6 +98,63 @@ def test_a_fresh_worker_keeps_the_maps_and_gives_the_same_arrays(fitted, scan, t
     assert voxel["maps"]["fa"] == pytest.approx(np.load(next(arrays.glob("*param-fa_*")))[6, 12, 12])
 
 
+def test_a_damaged_map_is_made_again(worker, fitted, scan):
+    _, out, _ = fitted
+    path = out / "scan_model-tensor_param-fa_desc-wls_dwimap.nii.gz"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    (out / "scan_model-tensor_param-md_desc-wls_dwimap.nii.gz").unlink()
+    (result,) = of_kind(worker.run("fit", dwi=scan, out=out), "result")
+    assert set(result.data["maps"]) - set(result.data["reused"]) == {"fa", "md"}
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("tract_format", ["trx", "trk"])
+def test_streamlines_come_with_an_array_and_are_kept_by_a_second_run(worker, scan, tmp_path, tract_format):
+    settings = {"dwi": scan, "out": tmp_path / "maps", "tract_format": tract_format, "max_count": 100}
+    events = worker.run("track", arrays=tmp_path / "arrays", **settings)
+    first = next(e for e in of_kind(events, "artifact") if e.role == "tracts")
+    assert of_kind(events, "progress")[-1].fraction == 1
+    made = {path.name: path.read_bytes() for path in (tmp_path / "maps").iterdir()}
+    again = worker.run("track", arrays=tmp_path / "again", **settings)
+    (result,) = of_kind(again, "result")
+    assert "tracts" in result.data["reused"]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "maps").iterdir()} == made
+    second = next(e for e in of_kind(again, "artifact") if e.role == "tracts")
+    with np.load(first.array) as one, np.load(second.array) as other:
+        assert len(one["offsets"]) == result.data["count"] + 1 == 101
+        assert one["points"].shape == (one["offsets"][-1], 3)
+        assert one["points"].dtype == one["fa"].dtype == np.float32
+        np.testing.assert_array_equal(one["offsets"], other["offsets"])
+        np.testing.assert_allclose(one["points"], other["points"], atol=1e-3)
+        np.testing.assert_allclose(one["fa"], other["fa"], atol=1e-6)
+    (changed,) = of_kind(worker.run("track", **{**settings, "max_angle": 20.0}), "result")
+    assert "tracts" not in changed.data["reused"]
+    assert "fa" in changed.data["reused"]
+
+
+def test_a_seed_mask_starts_streamlines_where_it_is(worker, scan, tmp_path):
+    import nibabel
+
+    image = nibabel.load(scan)
+    seeds = np.zeros(image.shape[:3], np.uint8)
+    seeds[10:14, 12, 6] = 3
+    seeds[12, 12, 10] = 7
+    nibabel.save(nibabel.Nifti1Image(seeds, image.affine), tmp_path / "seeds.nii.gz")
+    settings = {"dwi": scan, "out": tmp_path / "maps", "seed_mask": tmp_path / "seeds.nii.gz", "seed_density": 8.0}
+    settings |= {"min_length": 5.0}
+    events = worker.run("track", arrays=tmp_path, seed_label=3, **settings)
+    with np.load(next(e for e in of_kind(events, "artifact") if e.role == "tracts").array) as tracts:
+        # all of them pass the row of seeds, in the middle of the slab
+        middles = [line.mean(axis=0) for line in np.split(tracts["points"], tracts["offsets"][1:-1])]
+    assert len(middles) == of_kind(events, "result")[0].data["count"] > 5
+    assert np.abs(np.array(middles)[:, 1:] - [1.25, 1.25]).max() < 5
+    (other,) = of_kind(worker.run("track", arrays=tmp_path, **settings), "result")
+    assert "tracts" not in other.data["reused"]
+    failed = worker.run("track", **{**settings, "seed_mask": tmp_path / "absent.nii.gz"})[-1]
+    assert failed.code == "input"
+
+
 def test_a_change_of_settings_or_scan_makes_new_maps(worker, scan, tmp_path):
     copy = write_small_scan(tmp_path / "scan", seed=1)
     worker.run("fit", dwi=copy, out=tmp_path / "maps")
