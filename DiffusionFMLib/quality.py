@@ -28,20 +28,27 @@ LOW_SNR: Final = 10.0
 BAD_SNR: Final = 4.0
 """Of a b0 volume in the brain."""
 
-DROP_FRACTION: Final = 0.12
+DROP_FRACTION: Final = 0.2
 DROP_Z: Final = 6.0
 """A slice is an outlier when its mean is this far below its neighbours', by both measures."""
+
+FULL_SLICE: Final = 0.3
+"""Slices with less brain than this fraction of the largest are not judged: a small shift changes them a lot."""
 
 MANY_OUTLIERS: Final = 0.05
 """Fraction of slices."""
 
-MOTION_MM: Final = 2.0
-MUCH_MOTION_MM: Final = 6.0
+MOTION_MM: Final = 2.5
+MUCH_MOTION_MM: Final = 10.0
+"""The estimate is good to about 1 mm, and distortion by eddy currents counts as motion in it."""
 
 GRID_MM: Final = 4.0
 """Motion is estimated on voxels of about this size, mm."""
 
 HEAD_RADIUS_MM: Final = 70.0
+
+MOTION_BRAIN_ML: Final = 300.0
+"""Motion of less brain cannot be told from its contrast, ml."""
 
 MIN_GROUP: Final = 5
 """Outliers and motion are judged against the mean of at least so many volumes of the same b-value."""
@@ -198,7 +205,7 @@ def _protocol_findings(acquisition: Acquisition) -> list[tuple[int, str]]:
     if not gtab.b0_mask.any():
         found.append((2, "There is no b0 volume: S0 and diffusivities cannot be measured."))
     if gtab.n_directions < TENSOR_DIRECTIONS:
-        found.append((2, f"There are {gtab.n_directions} gradient directions; a tensor needs {TENSOR_DIRECTIONS}."))
+        found.append((2, f"Distinct gradient directions: {gtab.n_directions}; a tensor needs {TENSOR_DIRECTIONS}."))
     elif gtab.n_directions < FEW_DIRECTIONS:
         found.append((1, f"There are only {gtab.n_directions} gradient directions: FA is noisy and biased upwards."))
     if gtab.trace_mask.any():
@@ -223,11 +230,12 @@ def _signal_findings(
     if outliers:
         volumes = sorted({outlier.volume for outlier in outliers})
         grade = 2 if fraction > MANY_OUTLIERS else 1
-        found.append((grade, f"{len(outliers)} slices lost signal, in volume(s) {', '.join(map(str, volumes[:8]))}."))
+        where = ", ".join(map(str, volumes[:8])) + (", ..." if len(volumes) > 8 else "")
+        found.append((grade, f"Slices that lost signal: {len(outliers)}, in volume(s) {where} (the first is 0)."))
     if motion is not None and motion.max() > MOTION_MM:
         worst = float(motion.max())
-        advice = "switch motion correction on"
-        found.append((2 if worst > MUCH_MOTION_MM else 1, f"The head moved by about {worst:.1f} mm: {advice}."))
+        sentence = f"Volumes are displaced by up to about {worst:.1f} mm, by head motion or eddy currents."
+        found.append((2 if worst > MUCH_MOTION_MM else 1, sentence))
     return found
 
 
@@ -297,7 +305,7 @@ def _outlier_slices(
     from scipy.ndimage import percentile_filter
 
     area = mask.sum(axis=(0, 1))
-    slices = np.flatnonzero(area > 0.2 * max(int(area.max()), 1))
+    slices = np.flatnonzero(area > FULL_SLICE * max(int(area.max()), 1))
     outliers: list[OutlierSlice] = []
     judged = 0
     if len(slices) < 5:
@@ -321,10 +329,10 @@ def _outlier_slices(
 
 
 def _motion(acquisition: Acquisition, mask: NDArray[np.bool_], report: Report) -> NDArray[np.float64] | None:
-    """Displacement of each volume from the mean of its b-value, mm; None where no group is large enough.
+    """Displacement of each volume from the others of its b-value, mm; None where no group is large enough.
 
-    A volume that moved a little differs from the mean by the mean's spatial gradient times the displacement: one
-    linear least-squares step gives shift and rotation (Lucas and Kanade 1981).
+    A volume that moved a little differs from what its shell predicts by the picture's spatial gradient times the
+    displacement: one linear least-squares step gives shift and rotation (Lucas and Kanade 1981).
     """
     from scipy.ndimage import binary_dilation, gaussian_filter
 
@@ -333,11 +341,12 @@ def _motion(acquisition: Acquisition, mask: NDArray[np.bool_], report: Report) -
     groups = _groups(acquisition)
     extent = np.array(acquisition.shape) * acquisition.voxel_sizes
     shape = np.maximum(np.round(extent / np.maximum(acquisition.voxel_sizes, GRID_MM)), 1).astype(int)
-    if not groups or shape.min() < 5 or not mask.any():
+    if not groups or shape.min() < 5 or mask.sum() * acquisition.voxel_volume / 1000 < MOTION_BRAIN_ML:
         return None
     spacing = extent / shape
     region = binary_dilation(resample(mask.astype(np.float32), shape) > 0.5, iterations=2)
     position = (np.argwhere(region) - np.argwhere(region).mean(axis=0)) * spacing
+    surface = HEAD_RADIUS_MM * np.vstack([np.eye(3), -np.eye(3)])
     found = []
     for group in groups:
         volumes = []
@@ -345,14 +354,25 @@ def _motion(acquisition: Acquisition, mask: NDArray[np.bool_], report: Report) -
             report.check()
             low = resample(np.ascontiguousarray(acquisition.signal[..., v]), shape)
             volumes.append(gaussian_filter(low, 1.0))
-        # the median, so that one volume far off does not pull the reference along
-        mean = np.median(volumes, axis=0)
+        mean = np.mean(volumes, axis=0)
         slope = np.stack([g[region] for g in np.gradient(mean, *spacing)], axis=1)
         design = np.column_stack([slope, np.cross(position, slope), mean[region]])
-        inverse = np.linalg.pinv(design)
-        for volume in volumes:
-            pose = inverse @ (volume[region] - mean[region])
-            scale = max(1 + float(pose[6]), 0.1)
-            shift, turn = pose[:3] / scale, pose[3:6] / scale
-            found.append(float(np.linalg.norm(shift)) + HEAD_RADIUS_MM * float(np.linalg.norm(turn)))
-    return np.array(found)
+        signal = np.stack([volume[region] for volume in volumes])
+        poses = _unexplained(signal, acquisition.gtab.bvecs[group]) @ np.linalg.pinv(design).T
+        moved = poses[:, None, :3] + np.cross(poses[:, None, 3:6], surface)
+        found.append(np.linalg.norm(moved, axis=2).max(axis=1))
+    return np.concatenate(found)
+
+
+def _unexplained(signal: NDArray[np.float32], bvecs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What neither the mean of a shell nor a quadratic form of the direction explains, shape as `signal`.
+
+    Without it, that fibres look different in every direction would pass for motion. What the form takes of the
+    motion itself is made up for on average, by its share of the degrees of freedom.
+    """
+    i, j = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 1, 2, 1, 2, 2])
+    design = bvecs[:, i] * bvecs[:, j]
+    if np.linalg.matrix_rank(design) < 6 or len(design) < 9:
+        design = np.ones((len(signal), 1))
+    hat = design @ np.linalg.pinv(design)
+    return (signal - hat @ signal) / np.sqrt(np.maximum(1 - np.diag(hat), 0.1))[:, None]
