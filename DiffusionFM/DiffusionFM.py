@@ -83,21 +83,20 @@ class DiffusionFMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def enter(self) -> None:
         """Show the present state of the scene, and values under the mouse; see `ScriptedLoadableModuleWidget`."""
-        from DiffusionFMSlicer.inspector import crosshairNode
-
         self.panel.setParameters(self.logic.parameters())
-        crosshair = crosshairNode()
-        event = slicer.vtkMRMLCrosshairNode.CursorPositionModifiedEvent
-        if crosshair is not None and not self.hasObserver(crosshair, event, self.onCursorMoved):
-            self.addObserver(crosshair, event, self.onCursorMoved)
+        self._followMouse(True)
 
     def exit(self) -> None:
         """Follow the mouse no longer; see `ScriptedLoadableModuleWidget`."""
+        self._followMouse(False)
+
+    def _followMouse(self, follow: bool) -> None:
         from DiffusionFMSlicer.inspector import crosshairNode
 
-        crosshair = crosshairNode()
-        if crosshair is not None:
-            self.removeObserver(crosshair, slicer.vtkMRMLCrosshairNode.CursorPositionModifiedEvent, self.onCursorMoved)
+        crosshair, event = crosshairNode(), slicer.vtkMRMLCrosshairNode.CursorPositionModifiedEvent
+        if crosshair is None or follow == self.hasObserver(crosshair, event, self.onCursorMoved):
+            return
+        (self.addObserver if follow else self.removeObserver)(crosshair, event, self.onCursorMoved)
 
     def cleanup(self) -> None:
         """End the worker: the module is reloaded, or Slicer quits; see `ScriptedLoadableModuleWidget`."""

@@ -29,10 +29,11 @@ def test_scan_alone_makes_apply_possible(driver):
 def test_models_that_the_protocol_cannot_feed_are_grey_and_say_why(driver):
     import qt
 
+    from DiffusionFMSlicer.scene.geometry import makeImage
     from DiffusionFMSlicer.scene.results import makeScan
 
     signal, bvals, bvecs = smallScan()
-    driver.choose(makeScan(signal[..., :5], AFFINE, bvals[:5], bvecs[:5], "four directions"))
+    driver.choose(makeScan(makeImage(signal[..., :5]), AFFINE, bvals[:5], bvecs[:5], "four directions"))
     selector = driver.ui.modelSelector
     index = list(MODELS).index("dti")
     tip = selector.itemData(index, int(qt.Qt.ToolTipRole))
@@ -55,7 +56,7 @@ def test_scan_without_gradients_asks_for_files(driver, tmp_path):
         sequence.SetDataNodeAtValue(volume, str(i))
         slicer.mrmlScene.RemoveNode(volume)
     driver.choose(sequence)
-    assert driver.ui.gradientFiles.visibleTo(driver.widget.parent)
+    assert driver.ui.gradientFiles.isVisibleTo(driver.widget.parent)
     assert not driver.ui.applyButton.enabled
     driver.ui.bvalEdit.currentPath = str(tmp_path / "a.bval")
     driver.ui.bvecEdit.currentPath = str(tmp_path / "a.bvec")
@@ -93,7 +94,7 @@ def test_quality_lights_up_and_unfolds(driver):
     assert driver.ui.factsLabel.text == "measured"
     assert "e0a100" in driver.ui.qualityButton.styleSheet
     driver.ui.qualityButton.click()
-    assert driver.ui.qualityLabel.visibleTo(driver.widget.parent)
+    assert driver.ui.qualityLabel.isVisibleTo(driver.widget.parent)
     # findings may quote a scan's names: nothing of them is markup
     assert "&lt;lost&gt;" in driver.ui.qualityLabel.text
 
@@ -181,7 +182,7 @@ def test_dead_worker_is_an_error_with_a_log_and_the_next_apply_works(driver, tmp
     assert "Fatal: out of memory" in driver.ui.logText.plainText
     driver.apply()
     assert "fa" in driver.results()
-    assert not driver.ui.messageLabel.visibleTo(driver.widget.parent)
+    assert not driver.ui.messageLabel.isVisibleTo(driver.widget.parent)
 
 
 def test_failure_shows_message_and_hint(driver):
