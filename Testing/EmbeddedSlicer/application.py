@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,14 @@ SLICER_VERSION = (5, 12)
 """Version of Slicer whose interfaces are stood in for."""
 
 
+_OFFSCREEN_NOISE = "This plugin does not support propagateSizeHints()"
+
+
+def _handleMessage(kind: Any, context: Any, text: str) -> None:
+    if text != _OFFSCREEN_NOISE:
+        sys.stderr.write(f"Qt: {text}\n")
+
+
 class Application(QtWidgets.QApplication):
     """Stands in for ``qSlicerApplication``.
 
@@ -28,6 +37,7 @@ class Application(QtWidgets.QApplication):
     mrmlSceneChanged = QtCore.Signal(object)
 
     def __init__(self, arguments: list[str], testing: bool) -> None:
+        QtCore.qInstallMessageHandler(_handleMessage)
         super().__init__(arguments)
         self.setApplicationName("Slicer")
         self.setOrganizationName("EmbeddedSlicer")

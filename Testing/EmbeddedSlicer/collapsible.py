@@ -9,6 +9,9 @@ from PySide6 import QtCore, QtGui, QtWidgets
 HEADER = 24
 """Height of the title, pixels."""
 
+UNLIMITED = 16_777_215
+"""Qt's QWIDGETSIZE_MAX."""
+
 
 class CollapsibleButton(QtWidgets.QWidget):
     """``ctkCollapsibleButton``: a header with an arrow, over a content that it hides.
@@ -51,7 +54,7 @@ class CollapsibleButton(QtWidgets.QWidget):
         for child in self._shown:
             child.setVisible(not collapsed)
         self._hiding = False
-        QtWidgets.QWidget.setMaximumHeight(self, HEADER if collapsed else QtWidgets.QWIDGETSIZE_MAX)
+        QtWidgets.QWidget.setMaximumHeight(self, HEADER if collapsed else UNLIMITED)
         self.updateGeometry()
         self.update()
         self.contentsCollapsed.emit(collapsed)

@@ -9,6 +9,8 @@ import slicer
 from PySide6 import QtWidgets
 from vtkmodules.util.numpy_support import vtk_to_numpy
 
+from EmbeddedSlicer.observers import Observers
+
 _LAYERS = ("L", "GetLabelLayer"), ("F", "GetForegroundLayer"), ("B", "GetBackgroundLayer")
 _TENSOR = "FA {:.3f}, MD {:.3g}"
 
@@ -72,16 +74,14 @@ class DataProbe(QtWidgets.QFrame):
         for label in self._values.values():
             label.setSizePolicy(QtWidgets.QSizePolicy.Policy.Ignored, QtWidgets.QSizePolicy.Policy.Preferred)
             layout.addWidget(label)
-        self._observed: tuple[Any, int] | None = None
+        self._observers = Observers(self)
         self.observe()
 
     def observe(self) -> None:
         """Follow the scene's crosshair node, which knows where the mouse is."""
         node = slicer.mrmlScene.GetSingletonNode("default", "vtkMRMLCrosshairNode")
-        if self._observed is not None:
-            self._observed[0].RemoveObserver(self._observed[1])
-        tag = node.AddObserver(slicer.vtkMRMLCrosshairNode.CursorPositionModifiedEvent, self._show)
-        self._observed = node, tag
+        self._observers.clear()
+        self._observers.add(node, slicer.vtkMRMLCrosshairNode.CursorPositionModifiedEvent, self._show)
         self._show(node)
 
     def text(self) -> str:

@@ -9,6 +9,7 @@ import slicer
 import vtk
 from PySide6 import QtCore, QtWidgets
 
+from EmbeddedSlicer.observers import Observers
 from EmbeddedSlicer.scene import Scene
 from EmbeddedSlicer.views import SliceView, ThreeDView
 from EmbeddedSlicer.viewwidgets import SliceWidget, ThreeDWidget, ViewWidget
@@ -38,9 +39,10 @@ class LayoutManager(QtCore.QObject):
         layout = QtWidgets.QVBoxLayout(self._viewport)
         layout.setContentsMargins(0, 0, 0, 0)
         self._node = scene.layoutLogic.GetLayoutNode()
-        self._node.AddObserver(vtk.vtkCommand.ModifiedEvent, self._update)
-        scene.mrml.AddObserver(scene.mrml.EndCloseEvent, self._update)
-        scene.mrml.AddObserver(scene.mrml.EndImportEvent, self._update)
+        self._observers = Observers(self)
+        self._observers.add(self._node, vtk.vtkCommand.ModifiedEvent, self._update)
+        self._observers.add(scene.mrml, scene.mrml.EndCloseEvent, self._update)
+        self._observers.add(scene.mrml, scene.mrml.EndImportEvent, self._update)
         if self._node.GetViewArrangement() == 0:
             self._node.SetViewArrangement(slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView)
         self._update()

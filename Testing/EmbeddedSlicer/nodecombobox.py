@@ -8,6 +8,8 @@ from typing import Any
 import vtk
 from PySide6 import QtCore, QtWidgets
 
+from EmbeddedSlicer.observers import Observers
+
 _REFRESHING_EVENTS = ("NodeAddedEvent", "NodeRemovedEvent", "EndBatchProcessEvent", "EndCloseEvent", "EndImportEvent")
 _ADD, _RENAME, _REMOVE = "add", "rename", "remove"
 
@@ -43,8 +45,8 @@ class NodeComboBox(QtWidgets.QWidget):
         layout.addWidget(self._box)
         QtWidgets.QWidget.setFocusProxy(self, self._box)
         self._scene: Any = None
-        self._observed: list[tuple[Any, int]] = []
-        self._nodeObservers: dict[str, tuple[Any, int]] = {}
+        self._observers = Observers(self)
+        self._listed: dict[str, tuple[Any, int]] = {}
         self._nodeTypes: list[str] = []
         self._attributes: dict[str, dict[str, str | None]] = {}
         self._noneEnabled = False
@@ -87,15 +89,13 @@ class NodeComboBox(QtWidgets.QWidget):
 
     def setMRMLScene(self, scene: Any) -> None:
         """Set the scene whose nodes are listed."""
-        for observed, tag in self._observed + list(self._nodeObservers.values()):
-            observed.RemoveObserver(tag)
-        self._observed, self._nodeObservers = [], {}
+        self._observers.clear()
+        self._listed = {}
         self._scene = scene
         if scene is not None:
-            self._observed = [
-                (scene, scene.AddObserver(getattr(scene, e), self._sceneChanged)) for e in _REFRESHING_EVENTS
-            ]
-            self._observed.append((scene, scene.AddObserver(scene.NodeAddedEvent, self._announce)))
+            for event in _REFRESHING_EVENTS:
+                self._observers.add(scene, getattr(scene, event), self._sceneChanged)
+            self._observers.add(scene, scene.NodeAddedEvent, self._announce)
         self._refresh()
 
     def _sceneChanged(self, *_: Any) -> None:
@@ -160,12 +160,11 @@ class NodeComboBox(QtWidgets.QWidget):
 
     def _observeNames(self, nodes: list[Any]) -> None:
         present = {node.GetID(): node for node in nodes}
-        for id_ in [i for i, (node, _) in self._nodeObservers.items() if present.get(i) is not node]:
-            node, tag = self._nodeObservers.pop(id_)
-            node.RemoveObserver(tag)
+        for id_ in [i for i, (node, _) in self._listed.items() if present.get(i) is not node]:
+            self._observers.remove(self._listed.pop(id_))
         for id_, node in present.items():
-            if id_ not in self._nodeObservers:
-                self._nodeObservers[id_] = (node, node.AddObserver(vtk.vtkCommand.ModifiedEvent, self._nodeModified))
+            if id_ not in self._listed:
+                self._listed[id_] = self._observers.add(node, vtk.vtkCommand.ModifiedEvent, self._nodeModified)
 
     def _nodeModified(self, node: Any, event: str) -> None:
         row = self._box.findData(node.GetID())
@@ -219,7 +218,7 @@ class NodeComboBox(QtWidgets.QWidget):
 
     def nodeCount(self) -> int:
         """Number of listed nodes."""
-        return len(self._nodeObservers)
+        return len(self._listed)
 
     def nodeFromIndex(self, index: int) -> Any:
         """A listed node by its position."""

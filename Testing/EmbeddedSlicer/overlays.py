@@ -48,8 +48,10 @@ def drawSliceText(painter: QtGui.QPainter, area: QtCore.QRect, view: Any) -> Non
     font.setPixelSize(13)
     font.setBold(True)
     painter.setFont(font)
-    _drawText(painter, area, align.AlignLeft | align.AlignVCenter, sideOf(-right))
-    _drawText(painter, area, align.AlignRight | align.AlignVCenter, sideOf(right))
+    # above the middle, where colour legends stand
+    high = area.adjusted(0, area.height() // 9, 0, 0)
+    _drawText(painter, high, align.AlignLeft | align.AlignTop, sideOf(-right))
+    _drawText(painter, high, align.AlignRight | align.AlignTop, sideOf(right))
     _drawText(painter, area, align.AlignHCenter | align.AlignTop, sideOf(up))
     _drawText(painter, area, align.AlignHCenter | align.AlignBottom, sideOf(-up))
 

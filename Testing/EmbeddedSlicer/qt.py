@@ -14,6 +14,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import shiboken6
 from PySide6 import QtCore, QtGui, QtTest, QtUiTools, QtWidgets
 
 # Qt asks for these through C++ overrides of the same name, which an attribute would break.
@@ -61,11 +62,19 @@ class PropertyAttribute:
         if instance is None:
             # QTimer.singleShot is a property and, on the class, a function
             return getattr(self.base, self.name, self)
+        self._checkAlive(instance, "read")
         if self._get is not None:
             return self._get(instance)
         return instance.property(self.name)
 
+    def _checkAlive(self, instance: Any, verb: str) -> None:
+        # PySide6's own check comes too late for a method that is called on its class
+        if not shiboken6.isValid(instance):
+            msg = f"Trying to {verb} property '{self.name}' of a destroyed {type(instance).__name__} object"
+            raise ValueError(msg)
+
     def __set__(self, instance: Any, value: Any) -> None:
+        self._checkAlive(instance, "set")
         if self.name == "icon" and isinstance(value, QtGui.QPixmap):
             value = QtGui.QIcon(value)
         refusal = f"Property '{self.name}' of {type(instance).__name__} does not accept {value!r}"

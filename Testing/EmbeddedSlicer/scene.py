@@ -83,6 +83,7 @@ class Scene:
             if not self.mrml.IsNodeClassRegistered(name):
                 self.mrml.RegisterNodeClass(getattr(slicer, name)())
         self.applicationLogic.SetMRMLScene(self.mrml)
+        self._setDataIO(folder)
         for name, kind in _LOGICS.items():
             self._addLogic(name, kind)
         slicer.vtkMRMLSliceNode.AddDefaultSliceOrientationPresets(self.mrml)
@@ -91,6 +92,18 @@ class Scene:
         self.layoutLogic.SetMRMLApplicationLogic(self.applicationLogic)
         self.layoutLogic.SetMRMLScene(self.mrml)
         self.mrml.AddObserver(self.mrml.EndCloseEvent, lambda *_: self._ensureSingletons())
+
+    def _setDataIO(self, folder: Path) -> None:
+        # bundles (.mrb) are unpacked into the cache
+        cache = folder / "cache"
+        cache.mkdir()
+        self._remoteIO = slicer.vtkMRMLRemoteIOLogic()
+        self._remoteIO.SetMRMLApplicationLogic(self.applicationLogic)
+        self._remoteIO.GetCacheManager().SetRemoteCacheDirectory(str(cache))
+        self._dataIO = slicer.vtkDataIOManagerLogic()
+        self._dataIO.SetMRMLApplicationLogic(self.applicationLogic)
+        self._dataIO.SetAndObserveDataIOManager(self._remoteIO.GetDataIOManager())
+        self.applicationLogic.SetMRMLSceneDataIO(self.mrml, self._remoteIO, self._dataIO)
 
     def _addLogic(self, name: str, kind: str) -> None:
         logic = getattr(slicer, kind)()

@@ -9,10 +9,18 @@ import vtk
 from PySide6 import QtCore, QtGui, QtWidgets
 
 from EmbeddedSlicer import overlays
+from EmbeddedSlicer.observers import Observers
 from EmbeddedSlicer.views import SliceView, ThreeDView, View
 
 RENDER_DELAY = 15
 """A picture is made this long after the first request for it, ms, so that a burst of changes costs one."""
+
+_BAR = """
+#viewBar QLabel { font-weight: bold; }
+#viewBar QToolButton { border: 0; padding: 1px; }
+#viewBar QSlider::groove:horizontal { height: 4px; border-radius: 2px; background: rgba(0, 0, 0, 70); }
+#viewBar QSlider::handle:horizontal { width: 12px; margin: -4px 0; border-radius: 6px; background: #202124; }
+"""
 
 _MOUSE = {
     QtCore.Qt.MouseButton.LeftButton: "LeftButton",
@@ -192,7 +200,7 @@ class ViewWidget(QtWidgets.QWidget):
         self._fit.setToolTip("Fit to what is shown")
         self._fit.clicked.connect(view.fit)
         row = QtWidgets.QHBoxLayout(self.bar)
-        row.setContentsMargins(6, 0, 2, 0)
+        row.setContentsMargins(6, 0, 8, 0)
         row.setSpacing(6)
         row.addWidget(self._label)
         row.addWidget(self._fit)
@@ -203,8 +211,7 @@ class ViewWidget(QtWidgets.QWidget):
         layout.addWidget(self.picture, 1)
         color = QtGui.QColor.fromRgbF(*view.node.GetLayoutColor())
         self.bar.setStyleSheet(
-            f"#viewBar {{ background: {color.name()}; }} #viewBar * {{ color: black; background: transparent; }}"
-            "#viewBar QLabel { font-weight: bold; } #viewBar QToolButton { border: 0; padding: 1px; }"
+            f"#viewBar {{ background: {color.name()}; }} #viewBar * {{ color: black; background: transparent; }}" + _BAR
         )
 
     def close_(self) -> None:
@@ -227,8 +234,9 @@ class SliceWidget(ViewWidget):
         row.insertWidget(3, self._offset)
         self._low, self._step = 0.0, 1.0
         self._slider.valueChanged.connect(lambda tick: view.logic.SetSliceOffset(self._low + tick * self._step))
-        view.logic.AddObserver(vtk.vtkCommand.ModifiedEvent, self._showOffset)
-        view.node.AddObserver(vtk.vtkCommand.ModifiedEvent, self._showOffset)
+        self._observers = Observers(self)
+        self._observers.add(view.logic, vtk.vtkCommand.ModifiedEvent, self._showOffset)
+        self._observers.add(view.node, vtk.vtkCommand.ModifiedEvent, self._showOffset)
         self._showOffset()
 
     def _showOffset(self, *_: Any) -> None:
