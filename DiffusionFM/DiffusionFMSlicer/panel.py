@@ -142,8 +142,10 @@ class Panel:
         self.parameters.setReference(role, node)
         if role == SCAN:
             # files that were given for another scan must not be taken for this one's
+            file = inputs.niftiFile(node) if node is not None and inputs.isScan(node) else None
+            found = inputs.gradientFiles(file) if file else {}
             for name in ("bval", "bvec"):
-                self.parameters.set(name, "")
+                self.parameters.set(name, found.get(name, ""))
             self._clearMessages()
         self.showParameters()
 

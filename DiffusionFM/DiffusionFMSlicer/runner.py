@@ -41,6 +41,12 @@ STEP_MS = 5
 """Pause between two steps of bringing results into the scene: the viewers draw in it."""
 
 
+FRAME_WARNING = (
+    "The directions are taken relative to the volumes' axes in Slicer, which may have reversed one of the file's. "
+    "Open the file itself to be sure."
+)
+
+
 class State(Enum):
     """What the runner does."""
 
@@ -239,9 +245,14 @@ class Runner:
         source = inputs.unchangedSource(scan)
         if source:
             return source
-        paths = {"dwi": str(inputs.exportScan(scan, folder))}
-        # the node's own gradients count, whatever files were given for another scan
-        return paths if inputs.gradientsOf(scan) is None else {**paths, "bval": "", "bvec": ""}
+        if inputs.gradientsOf(scan) is not None:
+            # the node's own gradients count, whatever files were given for another scan
+            return {"dwi": str(inputs.exportScan(scan, folder)), "bval": "", "bvec": ""}
+        file = inputs.niftiFile(scan)
+        if file is not None:
+            return {"dwi": str(file)}
+        self._listener.onWarning(FRAME_WARNING)
+        return {"dwi": str(inputs.exportScan(scan, folder))}
 
     def _send(self, request: _Request, settings: ScanSettings, arrays: bool) -> None:
         copies = request.folder / "arrays"

@@ -232,6 +232,26 @@ def rememberSource(scan: Any, settings: dict[str, str]) -> None:
     )
 
 
+def niftiFile(scan: Any) -> Path | None:
+    """The NIfTI file that Slicer read a scan without gradients from, if the node is as it was read.
+
+    FSL's bvecs are relative to the axes of the file. Slicer reverses an axis of left-handed images, so that they
+    cannot be taken relative to the node's.
+    """
+    storage = scan.GetStorageNode()
+    name = storage.GetFileName() if storage is not None else None
+    if not name or not name.endswith((".nii", ".nii.gz")) or scan.GetModifiedSinceRead():
+        return None
+    return Path(name) if Path(name).is_file() else None
+
+
+def gradientFiles(image: Path) -> dict[str, str]:
+    """``bval`` and ``bvec`` beside an image, where both exist."""
+    stem = image.name.removesuffix(".gz").removesuffix(".nii")
+    files = {kind: image.with_name(f"{stem}.{kind}") for kind in ("bval", "bvec")}
+    return {kind: str(path) for kind, path in files.items()} if all(p.is_file() for p in files.values()) else {}
+
+
 def unchangedSource(scan: Any) -> dict[str, str] | None:
     """Settings that name the files a scan was opened from, if neither they nor the node have changed since.
 
