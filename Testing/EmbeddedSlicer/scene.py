@@ -120,5 +120,8 @@ class Scene:
             crosshair = slicer.vtkMRMLCrosshairNode()
             crosshair.SetCrosshairName("default")
             self.mrml.AddNode(crosshair)
+        # a button of Slicer's toolbar, which this host does not have
+        mode = slicer.vtkMRMLInteractionNode.AdjustWindowLevel
+        self.applicationLogic.GetInteractionNode().SetCurrentInteractionMode(mode)
         # made by the scene when it is first asked for
         self.mrml.GetSubjectHierarchyNode()
