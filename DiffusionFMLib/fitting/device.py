@@ -28,11 +28,15 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda")
 
 
+MAX_WORKERS = 4
+"""More threads only wait for each other: they share one Python interpreter."""
+
+
 def cpu_workers() -> int:
-    """How many CPU threads a fit may use: the cores this process may run on, fewer if OMP_NUM_THREADS says so."""
+    """How many CPU threads a fit uses: the cores this process may run on, fewer if OMP_NUM_THREADS says so."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wished = os.environ.get("OMP_NUM_THREADS", "")
-    return max(1, min(cores, int(wished))) if wished.isdigit() else cores
+    return max(1, min(cores, int(wished) if wished.isdigit() else cores, MAX_WORKERS))
 
 
 @contextmanager

@@ -19,8 +19,8 @@ from DiffusionFMLib.fitting.device import cpu_workers, one_thread_per_operation
 CPU_TILE = 8192
 """Voxels in a tile on the CPU at most: enough to hide the cost of calling an operation."""
 
-CPU_TILE_BYTES = 16 << 20
-"""What a tile may take on the CPU, so that its arrays stay in the cache and several threads in little memory."""
+CPU_BYTES = 32 << 20
+"""What the tiles of all threads may take together on the CPU, so that their arrays stay in the cache."""
 
 CUDA_TILE = 1 << 18
 """Voxels in a tile on a GPU, memory allowing."""
@@ -98,7 +98,7 @@ def tile_size(device: torch.device, voxel_bytes: int, memory_mib: int) -> int:
     """
     size, budget = CUDA_TILE, memory_mib << 20
     if device.type == "cpu":
-        size, budget = CPU_TILE, min(CPU_TILE_BYTES, budget // cpu_workers())
+        size, budget = CPU_TILE, min(CPU_BYTES, budget) // cpu_workers()
     while size * voxel_bytes > budget and size > MIN_TILE:
         size //= 2
     return size
