@@ -211,7 +211,8 @@ class Panel:
         maps = [n for n in resultNodes() if n.IsA("vtkMRMLVolumeNode")]
         scan = self.parameters.reference(SCAN)
         if maps or (scan is not None and scan.IsA("vtkMRMLVolumeNode")):
-            views.centreViews(maps[0] if maps else scan)
+            tracts = next((n for n in resultNodes() if resultlist.isTracts(n) and resultlist.isVisible(n)), None)
+            views.centreViews(maps[0] if maps else scan, tracts)
 
     def _begin(self, request: Any) -> None:
         try:

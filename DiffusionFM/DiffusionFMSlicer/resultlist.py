@@ -12,6 +12,7 @@ import slicer
 from DiffusionFMSlicer.scene import display, tracts, views
 from DiffusionFMSlicer.scene.results import NAME, RUN, SCAN, TITLE, TRACTS, UNIT, resultNodes
 
+COLUMNS = 2
 NOT_OVERLAYS = ("tensor", TRACTS, "v1", "status")
 
 
@@ -92,24 +93,28 @@ class ResultList:
             widget.hide()
             widget.deleteLater()
         self._rows = []
-        heading = None
-        groups = {(node.GetAttribute(RUN), node.GetNodeReferenceID(SCAN)) for node in nodes}
-        for node in sorted(nodes, key=lambda n: (n.GetNodeReferenceID(SCAN) or "", n.GetAttribute(RUN))):
-            group = (node.GetAttribute(RUN), node.GetNodeReferenceID(SCAN))
-            if len(groups) > 1 and group != heading:
-                scan = node.GetNodeReference(SCAN)
-                layout.addWidget(qt.QLabel(f"{scan.GetName() if scan else 'deleted scan'}: {group[0]}"))
-            heading = group
-            layout.addWidget(self._row(node))
+        groups: dict[tuple[str, str], list[Any]] = {}
+        for node in nodes:
+            groups.setdefault((node.GetNodeReferenceID(SCAN) or "", node.GetAttribute(RUN)), []).append(node)
+        row = 0
+        for (scanId, run), members in groups.items():
+            if len(groups) > 1:
+                scan = slicer.mrmlScene.GetNodeByID(scanId) if scanId else None
+                layout.addWidget(qt.QLabel(f"{scan.GetName() if scan else 'deleted scan'}: {run}"), row, 0, 1, COLUMNS)
+                row += 1
+            for index, node in enumerate(members):
+                layout.addWidget(self._entry(node), row + index // COLUMNS, index % COLUMNS)
+            row += -(-len(members) // COLUMNS)
         self._ui.emptyLabel.visible = not nodes
         self._ui.viewControls.visible = bool(nodes)
         self._fillOverlays(nodes)
 
-    def _row(self, node: Any) -> Any:
+    def _entry(self, node: Any) -> Any:
         nodeId = node.GetID()
-        row = qt.QWidget()
-        layout = qt.QHBoxLayout(row)
+        entry = qt.QWidget()
+        layout = qt.QHBoxLayout(entry)
         layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(2)
         eye = qt.QToolButton()
         eye.autoRaise = True
         eye.checkable = True
@@ -118,16 +123,14 @@ class ResultList:
         title = node.GetAttribute(TITLE)
         name = qt.QPushButton(f"{title} glyphs" if isTensor(node) else title)
         name.flat = True
-        name.setStyleSheet("text-align: left; padding: 2px;")
-        name.setToolTip(f"Show {node.GetName()} in the views")
+        name.setStyleSheet("text-align: left; padding: 1px;")
+        unit = node.GetAttribute(UNIT)
+        name.setToolTip(f"Show {node.GetName()} in the views" + (f" ({unit})" if unit else ""))
         name.clicked.connect(lambda *_: self._show(nodeId))
-        unit = qt.QLabel(display.scaledUnit(node.GetAttribute(UNIT) or "", 0.0)[1])
-        unit.enabled = False
         layout.addWidget(eye)
         layout.addWidget(name, 1)
-        layout.addWidget(unit)
         self._rows.append((nodeId, eye, name))
-        return row
+        return entry
 
     def _toggle(self, nodeId: str) -> None:
         node = slicer.mrmlScene.GetNodeByID(nodeId)

@@ -26,7 +26,7 @@ def showScalar(node: Any, window: tuple[float, float] | None, colors: str, title
     display.SetWindowLevelMinMax(low, high)
     display.SetAndObserveColorNodeID(colorNode(colors or "grey").GetID())
     display.SetInterpolate(colors != "labels")
-    addLegend(node, f"{title} ({scaledUnit(unit, high)[1]})" if unit else title, high, unit)
+    addLegend(node, f"{title} ({unit.replace('mm2', 'mm²')})" if unit else title, high)
 
 
 def showLabels(node: Any) -> None:
@@ -85,7 +85,7 @@ def setThreshold(node: Any, part: float) -> None:
     display.SetApplyThreshold(part > 0)
 
 
-def addLegend(node: Any, title: str, high: float, unit: str) -> None:
+def addLegend(node: Any, title: str, high: float) -> None:
     """Give a displayed node a colour legend that names the unit."""
     logic = slicer.modules.colors.logic()
     legend = logic.GetColorLegendDisplayNode(node) or logic.AddDefaultColorLegendDisplayNode(node)
@@ -94,11 +94,17 @@ def addLegend(node: Any, title: str, high: float, unit: str) -> None:
     legend.SetTitleText(title)
     legend.SetNumberOfLabels(3)
     legend.SetLabelFormat("%.2g" if high < 0.01 else "%.2f" if high < 10 else "%.0f")
-    legend.SetSize(0.05, 0.35)
+    legend.SetSize(0.12, 0.4)
     legend.SetPosition(0.97, 0.5)
     legend.GetTitleTextProperty().SetFontSize(12)
     legend.GetLabelTextProperty().SetFontSize(11)
     legend.SetVisibility(True)
+
+
+def refreshLegends() -> None:
+    """Make the legends look again at which volumes the slice views show."""
+    for legend in slicer.util.getNodesByClass("vtkMRMLColorLegendDisplayNode"):
+        legend.Modified()
 
 
 def scaledUnit(unit: str, value: float) -> tuple[float, str]:

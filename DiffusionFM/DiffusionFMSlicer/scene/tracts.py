@@ -11,6 +11,8 @@ import vtk
 from numpy.typing import NDArray
 from vtk.util.numpy_support import numpy_to_vtk, numpy_to_vtkIdTypeArray
 
+from DiffusionFMSlicer.scene.colors import colorNode
+
 TUBE_COUNT = 1500
 """Streamlines shown as tubes at most: tubes of ten thousand turn slowly."""
 
@@ -77,6 +79,8 @@ def setTracts(node: Any, data: vtk.vtkPolyData) -> None:
         node.CreateDefaultDisplayNodes()
     display = node.GetLineDisplayNode() if hasattr(node, "GetLineDisplayNode") else node.GetDisplayNode()
     display.SetActiveScalar("orientation", vtk.vtkAssignAttribute.POINT_DATA)
+    # the colours are in the points; without a table the slice views still ask for one
+    display.SetAndObserveColorNodeID(colorNode("grey").GetID())
     display.SetScalarRangeFlag(slicer.vtkMRMLDisplayNode.UseDirectMapping)
     display.SetScalarVisibility(True)
     display.SetLineWidth(1.5)
@@ -84,7 +88,7 @@ def setTracts(node: Any, data: vtk.vtkPolyData) -> None:
     display.SetVisibility(True)
     display.SetVisibility2D(True)
     display.SetVisibility3D(True)
-    display.SetSliceIntersectionThickness(2)
+    display.SetSliceIntersectionThickness(3)
     display.SetSliceDisplayModeToIntersection()
 
 

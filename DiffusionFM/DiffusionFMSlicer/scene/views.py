@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import slicer
 import vtk
+from numpy.typing import NDArray
 
+from DiffusionFMSlicer.scene.display import refreshLegends
 from DiffusionFMSlicer.scene.geometry import affineOf, centreOf, imageArray
 
 MAPS_LAYOUT = 4801
@@ -48,6 +50,7 @@ def showVolume(node: Any) -> None:
             # an overlay of the same volume would only dim it
             if composite.GetForegroundVolumeID() == node.GetID():
                 composite.SetForegroundVolumeID(None)
+    refreshLegends()
 
 
 def hideVolume(node: Any) -> None:
@@ -59,6 +62,7 @@ def hideVolume(node: Any) -> None:
             composite.SetForegroundVolumeID(None)
         if composite.GetLabelVolumeID() == node.GetID():
             composite.SetLabelVolumeID(None)
+    refreshLegends()
 
 
 def setOverlay(node: Any, opacity: float) -> None:
@@ -66,6 +70,7 @@ def setOverlay(node: Any, opacity: float) -> None:
     for composite in compositeNodes():
         composite.SetForegroundVolumeID(node.GetID() if node is not None else None)
         composite.SetForegroundOpacity(opacity)
+    refreshLegends()
 
 
 def overlayNode() -> Any:
@@ -76,7 +81,7 @@ def overlayNode() -> Any:
     return None
 
 
-def centreOfMass(volume: Any) -> np.ndarray[Any, Any]:
+def centreOfMass(volume: Any) -> NDArray[Any]:
     """Centre of a map's nonzero voxels in its own RAS frame, shape (3,), mm: where the anatomy is."""
     image = volume.GetImageData()
     if image is None or image.GetPointData().GetScalars() is None:
@@ -90,18 +95,21 @@ def centreOfMass(volume: Any) -> np.ndarray[Any, Any]:
     return (affineOf(volume) @ [*kji[::-1], 1.0])[:3]
 
 
-def centreViews(volume: Any) -> None:
-    """Fit the slice views to a volume, through the centre of its anatomy, and the 3D views around it."""
+def centreViews(volume: Any, tracts: Any = None) -> None:
+    """Fit the slice views to a volume, through the centre of its anatomy, and the 3D views around it or the tracts."""
     slicer.app.applicationLogic().FitSliceToAll()
     centre = centreOfMass(volume)
     for node in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
         node.JumpSliceByOffsetting(*(float(x) for x in centre))
-    aimCameras(centre, _radius(volume))
+    bounds = [0.0] * 6
+    (volume if tracts is None else tracts).GetRASBounds(bounds)
+    low, high = np.array(bounds).reshape(3, 2).T
+    aimCameras(centre if tracts is None else (low + high) / 2, float((high - low).max()) / 2)
 
 
-def aimCameras(centre: np.ndarray[Any, Any], radius: float) -> None:
-    """Look at a point from the front, slightly from the left and above, so that a sphere of the radius fits."""
-    direction = np.array([-0.45, 0.85, 0.35])
+def aimCameras(centre: NDArray[Any], radius: float) -> None:
+    """Look at a point from the left, half from the front and above, so that a ball of the radius fills the view."""
+    direction = np.array([-0.65, 0.6, 0.45])
     direction /= np.linalg.norm(direction)
     for node in slicer.util.getNodesByClass("vtkMRMLCameraNode"):
         camera = node.GetCamera()
@@ -110,14 +118,6 @@ def aimCameras(centre: np.ndarray[Any, Any], radius: float) -> None:
         camera.SetPosition(*(float(x) for x in centre + direction * distance))
         camera.SetViewUp(0, 0, 1)
         node.ResetClippingRange()
-
-
-def _radius(volume: Any) -> float:
-    bounds = [0.0] * 6
-    volume.GetRASBounds(bounds)
-    edges = np.diff(np.array(bounds).reshape(3, 2), axis=1).ravel()
-    # a head fills its field of view to about nine tenths
-    return float(np.linalg.norm(edges) / 2 * 0.75)
 
 
 def layoutNode() -> Any:
@@ -156,6 +156,7 @@ def showMapsGrid(results: dict[str, Any]) -> None:
             composite.SetLinkedControl(True)
             composite.SetBackgroundVolumeID(volume.GetID())
             composite.SetForegroundVolumeID(None)
+    refreshLegends()
     slicer.app.applicationLogic().FitSliceToAll()
 
 
