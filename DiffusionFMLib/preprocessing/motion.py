@@ -1,7 +1,7 @@
 """Motion correction: volumes are aligned rigidly, and each gradient rotates with the head.
 
 The registration is DIPY's, by mutual information. Like is aligned with like: b0s with the first b0, each shell's
-volumes with the shell's mean, because between a b0 and a diffusion-weighted volume mutual information is off by a
+volumes with the mean of the others, because between a b0 and a diffusion-weighted volume mutual information is off by a
 mm or so (CSF changes from bright to dark, and eddy currents distort). Eddy-current distortion itself is not
 modelled: that needs the phase-encoding protocol, and tools made for it.
 """
@@ -17,9 +17,6 @@ from numpy.typing import NDArray
 from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.events import Report
 from DiffusionFMLib.preprocessing.masking import GRID_MM, brain_mask, resample
-
-PASSES: Final = 2
-"""The mean of a shell is blurred by the very motion it serves to find: it is made anew once."""
 
 ITERATIONS: Final = 50
 
@@ -71,14 +68,13 @@ def correct_motion(acquisition: Acquisition, report: Report) -> tuple[Acquisitio
     gtab = acquisition.gtab
     b0s = np.flatnonzero(gtab.b0_mask)
     groups = [np.array(shell.indices) for shell in gtab.shells]
-    aligner.expect(max(len(b0s) - 1, 0) + sum(PASSES * len(group) + 1 for group in groups))
+    aligner.expect(max(len(b0s) - 1, 0) + sum(2 * len(group) for group in groups))
     transforms = np.broadcast_to(np.eye(4), (len(gtab), 4, 4)).copy()
     for v in b0s[1:]:
         transforms[v] = aligner.align(aligner.volume(b0s[0]), aligner.volume(v))
     for group in groups:
-        transforms[group] = aligner.align_group(group)
+        transforms[group], mean = aligner.align_group(group)
         if len(b0s):
-            mean = aligner.mean(group, transforms[group])
             to_mean = aligner.align(aligner.volume(b0s[0]), mean)
             if aligner.displacement(to_mean) > CROSS_CONTRAST_VOXELS * acquisition.voxel_sizes.max():
                 transforms[group] = transforms[group] @ to_mean
@@ -90,6 +86,7 @@ def correct_motion(acquisition: Acquisition, report: Report) -> tuple[Acquisitio
     for v in np.flatnonzero(~still):
         report.check()
         signal[..., v] = _moved_back(acquisition.signal[..., v], transforms[v], acquisition.affine)
+    report.progress(1, 1, "motion")
     # the head turned by R, the gradient did not: seen from the head it turned by R's inverse
     rotations = np.swapaxes(transforms[:, :3, :3], 1, 2)
     note = (
@@ -129,22 +126,27 @@ class _Aligner:
         """A volume on the coarser grid."""
         return resample(np.ascontiguousarray(self._signal[..., index]), self._shape).astype(np.float64)
 
-    def mean(self, indices: NDArray[np.int_], transforms: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Mean of aligned volumes."""
-        total = np.zeros(tuple(self._shape))
-        for v, transform in zip(indices, transforms, strict=True):
-            total += _moved_back(self.volume(v), transform, self._affine)
-        return total / len(indices)
+    def align_group(self, indices: NDArray[np.int_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Transforms from the group's common pose to each volume, shape (len(indices), 4, 4), and its mean volume.
 
-    def align_group(self, indices: NDArray[np.int_]) -> NDArray[np.float64]:
-        """Transforms from the group's mean pose to each volume, shape (len(indices), 4, 4)."""
+        First to the volume that is most like the rest, because a mean over two poses shows both, and each volume
+        finds its own in it; then to the mean of the aligned others, which has no direction's contrast.
+        """
         found = np.broadcast_to(np.eye(4), (len(indices), 4, 4)).copy()
+        volumes = np.stack([self.volume(v) for v in indices])
         if len(indices) == 1:
-            return found
-        for _ in range(PASSES):
-            mean = self.mean(indices, found)
-            found = np.stack([self.align(mean, self.volume(v), t) for v, t in zip(indices, found, strict=True)])
-        return found
+            return found, volumes[0]
+        middle = int(np.abs(volumes - np.median(volumes, axis=0)).sum(axis=(1, 2, 3)).argmin())
+        for row in range(len(indices)):
+            if row != middle:
+                found[row] = self.align(volumes[middle], volumes[row])
+        back = np.stack([_moved_back(v, t, self._affine) for v, t in zip(volumes, found, strict=True)])
+        total = back.sum(axis=0)
+        for row, volume in enumerate(volumes):
+            others = (total - back[row]) / (len(indices) - 1)
+            found[row] = self.align(others, volume, found[row])
+        back = np.stack([_moved_back(v, t, self._affine) for v, t in zip(volumes, found, strict=True)])
+        return found, back.mean(axis=0)
 
     def align(
         self, static: NDArray[np.float64], moving: NDArray[np.float64], start: NDArray[np.float64] | None = None
