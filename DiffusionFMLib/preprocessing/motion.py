@@ -18,7 +18,8 @@ from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.events import Report
 from DiffusionFMLib.preprocessing.masking import GRID_MM, brain_mask, resample
 
-ITERATIONS: Final = 50
+LEVELS: Final = ((2, 3.0, 30), (1, 1.0, 50))
+"""Coarse, then fine: factor of the grid, smoothing in its voxels, most iterations."""
 
 RIM_MM: Final = 15.0
 """The registration looks this far around the brain: its outline says more than its inside, mm."""
@@ -166,11 +167,13 @@ class _Aligner:
                 return super().distance_and_gradient(params)
 
         report.progress(self._done, self._total, "motion")
+        # with a start it is only refined
+        levels = LEVELS if start is None else LEVELS[1:]
         registration = AffineRegistration(
             metric=Metric(nbins=32),
-            level_iters=[ITERATIONS],
-            sigmas=[1.0],
-            factors=[1],
+            level_iters=[iterations for _, _, iterations in levels],
+            sigmas=[sigma for _, sigma, _ in levels],
+            factors=[factor for factor, _, _ in levels],
             options={"gtol": 1e-4, "ftol": 1e-6},
             verbosity=0,
         )
