@@ -337,7 +337,7 @@ def test_full_gpu_memory_falls_back_to_smaller_tiles_and_then_the_cpu(monkeypatc
 def test_packed_solver_equals_lapack(size, dtype, tolerance):
     factor = torch.randn(500, size, size + 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     matrix, rhs = factor @ factor.mT, torch.randn(500, size, generator=torch.Generator().manual_seed(1)).double()
-    solver = PackedSolver(size, 500, torch.device("cpu"), dtype)
+    solver = PackedSolver(size, torch.empty(PackedSolver.rows(size), 500, dtype=dtype))
     for _ in range(2):
         for entry, (row, column) in enumerate(packed_pairs(size)):
             solver.matrix[entry] = matrix[:, row, column]
@@ -347,7 +347,7 @@ def test_packed_solver_equals_lapack(size, dtype, tolerance):
 
 
 def test_packed_solver_stays_finite_where_an_unknown_is_not_determined():
-    solver = PackedSolver(2, 3, torch.device("cpu"), torch.float32)
+    solver = PackedSolver(2, torch.empty(PackedSolver.rows(2), 3))
     solver.matrix.copy_(torch.tensor([[1.0, 1, 0], [1, 0, 0], [1, 0, 0]]))
     solver.rhs.copy_(torch.tensor([[1.0, 1, 0], [1, 0, 0]]))
     assert torch.isfinite(solver.solve()).all()

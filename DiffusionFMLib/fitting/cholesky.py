@@ -32,10 +32,8 @@ class PackedSolver:
     ----------
     size : int
         Unknowns P of each system.
-    voxels : int
-        Number V of systems.
-    device : torch.device
-    dtype : torch.dtype
+    memory : Tensor, shape (`rows` (size), V)
+        What it works in, for V systems.
 
     Attributes
     ----------
@@ -45,14 +43,10 @@ class PackedSolver:
         Right-hand sides; `solve` leaves the solutions here.
     """
 
-    def __init__(self, size: int, voxels: int, device: torch.device, dtype: torch.dtype) -> None:
-        self.matrix = torch.empty(size * (size + 1) // 2, voxels, device=device, dtype=dtype)
-        self.rhs = torch.empty(size, voxels, device=device, dtype=dtype)
-        self._floor = torch.empty(size, voxels, device=device, dtype=dtype)
-        self._eps = torch.finfo(dtype).eps
+    def __init__(self, size: int, memory: Tensor) -> None:
+        self.matrix, self.rhs, self._floor, inverse, scaled = memory.split([size * (size + 1) // 2, *[size] * 4])
+        self._eps = torch.finfo(memory.dtype).eps
         self._diagonal = diagonal_entries(size)
-        inverse = torch.empty_like(self.rhs)
-        scaled = torch.empty_like(self.rhs)
         columns = [self.matrix[start : start + size - j] for j, start in enumerate(self._diagonal)]
         self._forward = [
             (
@@ -71,6 +65,11 @@ class PackedSolver:
             (self.rhs[j], inverse[j], [(columns[j][i - j], self.rhs[i]) for i in range(j + 1, size)])
             for j in reversed(range(size))
         ]
+
+    @staticmethod
+    def rows(size: int) -> int:
+        """Rows of memory that systems of this size need."""
+        return size * (size + 1) // 2 + 4 * size
 
     def solve(self) -> Tensor:
         """Solve matrix @ x = rhs for all voxels; returns `rhs`, which then holds x.

@@ -162,9 +162,12 @@ class Output:
     def __init__(self, model: LogLinearModel, mask: NDArray[np.bool_], voxels: Voxels) -> None:
         self.model, self.mask, self.voxels = model, mask, voxels
         self.specs = {spec.name: spec for spec in (*model.map_specs, RESIDUAL, STATUS)}
+        heights = [max(1, len(spec.components)) for spec in self.specs.values()]
+        # one block, because systems give large ones in large pages, which are ten times faster to touch first
+        block = np.split(np.zeros((sum(heights), mask.size), np.float32), np.cumsum(heights)[:-1])
         self._maps = {
-            name: np.zeros([*([len(spec.components)] if spec.components else []), mask.size], np.float32)
-            for name, spec in self.specs.items()
+            name: rows if spec.components else rows[0]
+            for (name, spec), rows in zip(self.specs.items(), block, strict=True)
         }
         self._parameters = np.empty((len(model.parameters), len(voxels)), np.float32)
 
@@ -229,13 +232,12 @@ class TileFit:
 
         def make_worker() -> Callable[[int], None]:
             solver = LeastSquares(problem, size)
-            signal = torch.empty(len(self.gtab), size, device=device, dtype=self.dtype)
-            log_signal = torch.empty_like(signal)
-            return lambda start: self._tile(start, solver, signal, log_signal)
+            return lambda start: self._tile(start, solver)
 
         for_each_tile(len(self.voxels), size, device, make_worker, report)
 
-    def _tile(self, start: int, solver: LeastSquares, signal: Tensor, log_signal: Tensor) -> None:
+    def _tile(self, start: int, solver: LeastSquares) -> None:
+        signal, log_signal = solver.signal, solver.log_signal
         count = self.voxels.read(start, signal.shape[1], signal)
         torch.clamp(signal, min=self.options.min_signal, out=log_signal).log_()
         converged = None

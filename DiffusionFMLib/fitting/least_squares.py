@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from DiffusionFMLib.fitting.cholesky import PackedSolver, diagonal_entries, packed_pairs
+from DiffusionFMLib.fitting.device import empty
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.physics import LogLinearModel
 
@@ -105,14 +106,21 @@ class LeastSquares:
     problem : Problem
     voxels : int
         Number V of voxels in every tile.
+
+    Attributes
+    ----------
+    signal, log_signal : Tensor, shape (N, V)
+        For the caller to fill; `signal` is not touched here.
     """
 
     def __init__(self, problem: Problem, voxels: int) -> None:
         basis = problem.design.basis
+        volumes, unknowns = basis.shape
+        sizes = [volumes] * 4 + [PackedSolver.rows(unknowns)]
+        memory = empty(sum(sizes), voxels, basis.device, basis.dtype)
         self.problem = problem
-        self._solver = PackedSolver(basis.shape[1], voxels, basis.device, basis.dtype)
-        self._predicted = basis.new_empty(len(basis), voxels)
-        self._weights = torch.empty_like(self._predicted)
+        self.signal, self.log_signal, self._predicted, self._weights, work = memory.split(sizes)
+        self._solver = PackedSolver(unknowns, work)
         self._rest: LeastSquares | None = None
 
     def ordinary(self, log_signal: Tensor) -> Tensor:

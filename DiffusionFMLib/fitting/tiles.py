@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from DiffusionFMLib.events import Report
-from DiffusionFMLib.fitting.device import cpu_workers, one_thread_per_operation
+from DiffusionFMLib.fitting.device import cpu_workers, keep_small_allocations, one_thread_per_operation
 
 CPU_TILE = 8192
 """Voxels in a tile on the CPU at most: enough to hide the cost of calling an operation."""
@@ -131,6 +131,7 @@ def for_each_tile(
             report.progress(min(start + size, count), count, stage)
         return
 
+    keep_small_allocations()
     memory = local()
 
     def run(start: int) -> None:

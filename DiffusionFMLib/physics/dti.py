@@ -102,14 +102,15 @@ class DTI(LogLinearModel):
         eigenvalues, v1 = principal_axis(tensor)
         l1, l2, l3 = (value.clamp_min(MIN_DIFFUSIVITY) for value in eigenvalues)
         fa = fractional_anisotropy(l1, l2, l3)
+        # components in front until the end, so that each stays contiguous over voxels
+        axis = torch.stack(v1)
         return {
             "fa": fa,
             "md": (l1 + l2 + l3) * (1e-3 / 3),
             "ad": l1 * 1e-3,
             "rd": (l2 + l3) * (1e-3 / 2),
-            # stacked in front, so that each component stays contiguous over voxels
-            "v1": torch.stack(v1).movedim(0, -1),
-            "colorfa": torch.stack([component.abs() * fa for component in v1]).movedim(0, -1),
+            "v1": axis.movedim(0, -1),
+            "colorfa": (axis.abs() * fa).movedim(0, -1),
             "tensor": tensor * 1e-3,
             "s0": theta[..., 6].exp(),
         }

@@ -38,19 +38,20 @@ def principal_axis(tensor: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], tuple
     zz = -xx - yy
     # anisotropy below rounding is none; without a floor its derivatives overflow
     eps = torch.finfo(tensor.dtype).eps
-    norm = ((xx * xx + yy * yy + zz * zz) / 6 + (xy * xy + xz * xz + yz * yz) / 3).clamp_min(0.01 * eps * eps).sqrt()
+    square = _dot(xx, yy, zz, xx, yy, zz) + 2 * _dot(xy, xz, yz, xy, xz, yz)
+    norm = (square / 6).clamp_min(0.01 * eps * eps).sqrt()
     inverse = norm.reciprocal()
     xx, xy, xz, yy, yz, zz = (component * inverse for component in (xx, xy, xz, yy, yz, zz))
 
-    half_det = 0.5 * (xx * (yy * zz - yz * yz) - xy * (xy * zz - yz * xz) + xz * (xy * yz - yy * xz))
+    half_det = 0.5 * _determinant(xx, xy, xz, yy, yz, zz)
     # rounding can carry it past 1, and at 1 the derivative of acos is infinite
     root = 2 * torch.cos(half_det.abs().clamp_max(1 - eps).acos() / 3)
     root = torch.copysign(root, half_det)
     prolate = root > 0
 
     ax, ay, az = xx - root, yy - root, zz - root
-    adj_xx, adj_yy, adj_zz = ay * az - yz * yz, ax * az - xz * xz, ax * ay - xy * xy
-    adj_xy, adj_xz, adj_yz = xz * yz - xy * az, xy * yz - xz * ay, xy * xz - yz * ax
+    adj_xx, adj_yy, adj_zz = _minor(ay, az, yz, yz), _minor(ax, az, xz, xz), _minor(ax, ay, xy, xy)
+    adj_xy, adj_xz, adj_yz = _minor(xz, yz, xy, az), _minor(xy, yz, xz, ay), _minor(xy, xz, yz, ax)
     # the adjugate is v v' times a positive number: its longest column is v without cancellation
     take_y = (adj_yy > adj_xx) & (adj_yy >= adj_zz)
     take_z = (adj_zz > adj_xx) & (adj_zz > adj_yy)
@@ -66,15 +67,13 @@ def principal_axis(tensor: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], tuple
     tx, ty, tz = 1 + sign * x * x * a, sign * b, -sign * x
     ux, uy, uz = b, sign + y * y * a, -y
 
-    vx, vy, vz = xx * x + xy * y + xz * z, xy * x + yy * y + yz * z, xz * x + yz * y + zz * z
-    single = vx * x + vy * y + vz * z
-    px, py, pz = xx * tx + xy * ty + xz * tz, xy * tx + yy * ty + yz * tz, xz * tx + yz * ty + zz * tz
-    tt, tu = px * tx + py * ty + pz * tz, px * ux + py * uy + pz * uz
-    px, py, pz = xx * ux + xy * uy + xz * uz, xy * ux + yy * uy + yz * uz, xz * ux + yz * uy + zz * uz
-    uu = px * ux + py * uy + pz * uz
-    half = (tt - uu) / 2
+    single = _dot(*_product(xx, xy, xz, yy, yz, zz, x, y, z), x, y, z)
+    px, py, pz = _product(xx, xy, xz, yy, yz, zz, tx, ty, tz)
+    tt, tu = _dot(px, py, pz, tx, ty, tz), _dot(px, py, pz, ux, uy, uz)
+    # the third diagonal element is what makes the trace vanish
+    centre = -0.5 * single
+    half = tt - centre
     radius = (half * half + tu * tu).clamp_min(eps * eps).sqrt()
-    centre = (tt + uu) / 2
     high, low = centre + radius, centre - radius
 
     eigenvalues = (
@@ -85,7 +84,7 @@ def principal_axis(tensor: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], tuple
     upright = half >= 0
     ct = torch.where(upright, half + radius, tu)
     cu = torch.where(upright, tu, radius - half)
-    wx, wy, wz = _unit(ct * tx + cu * ux, ct * ty + cu * uy, ct * tz + cu * uz)
+    wx, wy, wz = _unit(*(torch.addcmul(ct * t, cu, u) for t, u in ((tx, ux), (ty, uy), (tz, uz))))
     v1 = (torch.where(prolate, x, wx), torch.where(prolate, y, wy), torch.where(prolate, z, wz))
     return eigenvalues, _positive(*v1)
 
@@ -100,13 +99,32 @@ def fractional_anisotropy(l1: Tensor, l2: Tensor, l3: Tensor) -> Tensor:
 def positive_definite(tensor: Tensor) -> Tensor:
     """Where all eigenvalues are positive (Sylvester's criterion), bool, shape (...)."""
     xx, xy, xz, yy, yz, zz = tensor.unbind(-1)
-    minor = xx * yy - xy * xy
-    det = xx * (yy * zz - yz * yz) - xy * (xy * zz - yz * xz) + xz * (xy * yz - yy * xz)
-    return (xx > 0) & (minor > 0) & (det > 0)
+    return (xx > 0) & (_minor(xx, yy, xy, xy) > 0) & (_determinant(xx, xy, xz, yy, yz, zz) > 0)
+
+
+def _dot(a: Tensor, b: Tensor, c: Tensor, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    """Sum of a x, b y and c z, in three operations rather than five."""
+    return torch.addcmul(torch.addcmul(a * x, b, y), c, z)
+
+
+def _minor(a: Tensor, d: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """Determinant ad - bc."""
+    return torch.addcmul(a * d, b, c, value=-1)
+
+
+def _determinant(xx: Tensor, xy: Tensor, xz: Tensor, yy: Tensor, yz: Tensor, zz: Tensor) -> Tensor:
+    return _dot(xx, xy, xz, _minor(yy, zz, yz, yz), _minor(yz, xz, xy, zz), _minor(xy, yz, yy, xz))
+
+
+def _product(
+    xx: Tensor, xy: Tensor, xz: Tensor, yy: Tensor, yz: Tensor, zz: Tensor, x: Tensor, y: Tensor, z: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Matrix times vector."""
+    return _dot(xx, xy, xz, x, y, z), _dot(xy, yy, yz, x, y, z), _dot(xz, yz, zz, x, y, z)
 
 
 def _unit(x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    scale = (x * x + y * y + z * z).rsqrt()
+    scale = _dot(x, y, z, x, y, z).rsqrt()
     return x * scale, y * scale, z * scale
 
 
