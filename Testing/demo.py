@@ -46,6 +46,12 @@ def show(dwi: str, out: Path, headless: bool) -> int:
     from EmbeddedSlicer import host
 
     host.start(display=False if headless else None)
+    import vtk
+
+    out.mkdir(parents=True, exist_ok=True)
+    # Slicer's 2D model pipeline complains at each rendering of directly coloured lines; see the file
+    vtk.vtkLogger.SetStderrVerbosity(vtk.vtkLogger.VERBOSITY_OFF)
+    vtk.vtkLogger.LogToFile(str(out / "vtk.log"), vtk.vtkLogger.TRUNCATE, vtk.vtkLogger.VERBOSITY_WARNING)
     window = host.mainWindow()
     window.resize(*SIZE)
     widget = host.loadModule(ROOT / "DiffusionFM" / "DiffusionFM.py")
@@ -57,7 +63,7 @@ def show(dwi: str, out: Path, headless: bool) -> int:
     if not finish(host, panel):
         return 2
     print(f"Apply on {panel.ui.factsLabel.text}")
-    for name, value in {"tracts": True, "max_count": TRACT_COUNT, "out": str(out / "maps")}.items():
+    for name, value in {"tracts": True, "tubes": True, "max_count": TRACT_COUNT, "out": str(out / "maps")}.items():
         panel.parameters.set(name, value)
     panel.showParameters()
     panel.ui.applyButton.click()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from DiffusionFMSlicer.parameters import (
 )
 from DiffusionFMSlicer.runner import Outcome, Runner, State
 from DiffusionFMSlicer.scanbox import ScanBox
-from DiffusionFMSlicer.scene import inputs, tracts, views
+from DiffusionFMSlicer.scene import display, inputs, tracts, views
 from DiffusionFMSlicer.scene.results import NAME, resultNodes
 from DiffusionFMSlicer.scene.results import SCAN as SCAN_OF_RESULT
 
@@ -73,8 +74,8 @@ class Panel:
         ui.applyButton.clicked.connect(lambda *_: self.apply())
         ui.cancelButton.clicked.connect(lambda *_: self.cancel())
         ui.logButton.clicked.connect(lambda *_: self.showLog())
-        ui.fourUpButton.clicked.connect(lambda *_: views.showFourUp())
-        ui.mapsButton.clicked.connect(lambda *_: views.showMapsGrid(self._resultsByName()))
+        ui.fourUpButton.clicked.connect(lambda *_: self._arrange(views.showFourUp))
+        ui.mapsButton.clicked.connect(lambda *_: self._arrange(lambda: views.showMapsGrid(self._resultsByName())))
         ui.centreButton.clicked.connect(lambda *_: self.centre())
         self.showParameters()
 
@@ -213,6 +214,11 @@ class Panel:
         if maps or (scan is not None and scan.IsA("vtkMRMLVolumeNode")):
             tracts = next((n for n in resultNodes() if resultlist.isTracts(n) and resultlist.isVisible(n)), None)
             views.centreViews(maps[0] if maps else scan, tracts)
+
+    def _arrange(self, arrange: Callable[[], None]) -> None:
+        arrange()
+        # legends look for their volumes in views that exist; new ones do from the next turn of the event loop on
+        qt.QTimer.singleShot(0, display.refreshLegends)
 
     def _begin(self, request: Any) -> None:
         try:

@@ -38,13 +38,31 @@ def isVisible(node: Any) -> bool:
 def setVisible(node: Any, visible: bool) -> None:
     """Show or hide a result."""
     if isTensor(node):
+        # Slicer draws the glyphs of volumes that the slices show
         display.setGlyphsVisible(node, visible)
+        if visible:
+            views.showVolume(node)
+        else:
+            views.replaceVolume(node, siblingOf(node, ("fa", "adc")))
     elif isTracts(node):
         tracts.setVisible(node, visible)
     elif visible:
         views.showVolume(node)
     else:
         views.hideVolume(node)
+
+
+def siblingOf(node: Any, names: tuple[str, ...]) -> Any:
+    """A map of the same run, the first of the names that there is, or None."""
+    for other in resultNodes():
+        same = other.GetAttribute(RUN) == node.GetAttribute(RUN)
+        if (
+            same
+            and other.GetNodeReferenceID(SCAN) == node.GetNodeReferenceID(SCAN)
+            and other.GetAttribute(NAME) in names
+        ):
+            return other
+    return None
 
 
 class ResultList:

@@ -11,10 +11,10 @@ from DiffusionFMSlicer.scene.colors import colorNode
 from DiffusionFMSlicer.scene.geometry import imageArray
 
 AUTO_PERCENTILES = (1.0, 99.5)
-GLYPH_SCALE = 700.0
-"""Millimetres per mm2/s: white matter's 1.7e-3 mm2/s gives a half axis of 1.2 mm."""
+GLYPH_SCALE = 50.0
+"""Makes white matter's longest axis about 3 mm."""
 
-GLYPH_SPACING = 4
+GLYPH_SPACING = 14
 """A glyph at every so many slice pixels."""
 
 
@@ -67,6 +67,7 @@ def setGlyphsVisible(node: Any, visible: bool) -> None:
     for glyph in glyphNodes(node):
         glyph.SetVisibility(visible)
         glyph.SetVisibility2D(visible)
+        glyph.SetVisibility3D(False)
 
 
 def glyphNodes(node: Any) -> list[Any]:
@@ -94,11 +95,22 @@ def addLegend(node: Any, title: str, high: float) -> None:
     legend.SetTitleText(title)
     legend.SetNumberOfLabels(3)
     legend.SetLabelFormat("%.2g" if high < 0.01 else "%.2f" if high < 10 else "%.0f")
-    legend.SetSize(0.12, 0.4)
+    legend.SetSize(0.1, 0.3)
     legend.SetPosition(0.97, 0.5)
     legend.GetTitleTextProperty().SetFontSize(12)
     legend.GetLabelTextProperty().SetFontSize(11)
     legend.SetVisibility(True)
+
+
+def renewLegends() -> None:
+    """Make every legend of ours anew: views that came after a legend never show it otherwise."""
+    logic = slicer.modules.colors.logic()
+    for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode"):
+        legend = logic.GetColorLegendDisplayNode(node) if node.GetAttribute("DiffusionFM.Name") else None
+        if legend is not None:
+            title = legend.GetTitleText()
+            slicer.mrmlScene.RemoveNode(legend)
+            addLegend(node, title, node.GetDisplayNode().GetWindowLevelMax())
 
 
 def refreshLegends() -> None:

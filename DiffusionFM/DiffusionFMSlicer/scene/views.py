@@ -9,20 +9,21 @@ import slicer
 import vtk
 from numpy.typing import NDArray
 
-from DiffusionFMSlicer.scene.display import refreshLegends
+from DiffusionFMSlicer.scene.display import refreshLegends, renewLegends
 from DiffusionFMSlicer.scene.geometry import affineOf, centreOf, imageArray
 
 MAPS_LAYOUT = 4801
 """Number of our own layout in the scene; Slicer's are below 1000."""
 
-_MAPS_SLICES = ("Red", "Yellow", "Green", "Map4", "Map5", "Map6")
+MAPS_GROUP = 48
+_MAPS_VIEWS = tuple(f"Map{i}" for i in range(1, 7))
 _MAPS_NAMES = ("fa", "md", "colorfa", "ad", "rd", "residual")
 
 
 def compositeNodes(names: tuple[str, ...] | None = None) -> list[Any]:
-    """Slice composite nodes: all, or those of the named slice views."""
+    """Slice composite nodes of the named slice views, or of all but those of our own layout."""
     nodes = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
-    return [n for n in nodes if names is None or n.GetLayoutName() in names]
+    return [n for n in nodes if (n.GetLayoutName() in names if names else n.GetLayoutName() not in _MAPS_VIEWS)]
 
 
 def shownLayer(node: Any) -> str:
@@ -50,6 +51,14 @@ def showVolume(node: Any) -> None:
             # an overlay of the same volume would only dim it
             if composite.GetForegroundVolumeID() == node.GetID():
                 composite.SetForegroundVolumeID(None)
+    refreshLegends()
+
+
+def replaceVolume(node: Any, other: Any) -> None:
+    """Show another volume, or none, where the slice views have this one in the background."""
+    for composite in compositeNodes():
+        if composite.GetBackgroundVolumeID() == node.GetID():
+            composite.SetBackgroundVolumeID(other.GetID() if other is not None else None)
     refreshLegends()
 
 
@@ -130,6 +139,7 @@ def showFourUp() -> None:
     node = layoutNode()
     if node is not None:
         node.SetViewArrangement(node.SlicerLayoutFourUpView)
+        refreshLegends()
 
 
 def showMapsGrid(results: dict[str, Any]) -> None:
@@ -141,34 +151,34 @@ def showMapsGrid(results: dict[str, Any]) -> None:
         Nodes by map name.
     """
     node = layoutNode()
-    if node is None:
+    maps = [results[name] for name in _MAPS_NAMES if name in results]
+    maps += [n for n in results.values() if n.IsA("vtkMRMLScalarVolumeNode") and n not in maps]
+    if node is None or not maps:
         return
     if not node.IsLayoutDescription(MAPS_LAYOUT):
         node.AddLayoutDescription(MAPS_LAYOUT, mapsLayout())
+    isNew = not compositeNodes(_MAPS_VIEWS)
     node.SetViewArrangement(MAPS_LAYOUT)
-    maps = [results[name] for name in _MAPS_NAMES if name in results]
-    maps += [n for n in results.values() if n.IsA("vtkMRMLScalarVolumeNode") and n not in maps]
-    views = [s for s in slicer.util.getNodesByClass("vtkMRMLSliceNode") if s.GetLayoutName() in _MAPS_SLICES]
-    views.sort(key=lambda s: _MAPS_SLICES.index(s.GetLayoutName()))
-    for view, volume in zip(views, maps, strict=False):
-        view.SetOrientation("Axial")
-        for composite in compositeNodes((view.GetLayoutName(),)):
+    if isNew:
+        renewLegends()
+    for name, volume in zip(_MAPS_VIEWS, maps, strict=False):
+        for composite in compositeNodes((name,)):
             composite.SetLinkedControl(True)
             composite.SetBackgroundVolumeID(volume.GetID())
             composite.SetForegroundVolumeID(None)
+    centreViews(maps[0])
     refreshLegends()
-    slicer.app.applicationLogic().FitSliceToAll()
 
 
 def mapsLayout() -> str:
-    """Layout of two rows of three slice views, in Slicer's XML."""
-    colors = ("#F34A33", "#EDD54C", "#6EB04B", "#8A8A8A", "#8A8A8A", "#8A8A8A")
+    """Layout of two rows of three slice views, in Slicer's XML; a group of their own, so that linking stays in it."""
     cells = [
         f'<item><view class="vtkMRMLSliceNode" singletontag="{tag}">'
         f'<property name="orientation" action="default">Axial</property>'
-        f'<property name="viewlabel" action="default">{i + 1}</property>'
-        f'<property name="viewcolor" action="default">{colors[i]}</property></view></item>'
-        for i, tag in enumerate(_MAPS_SLICES)
+        f'<property name="viewlabel" action="default">{tag[-1]}</property>'
+        f'<property name="viewcolor" action="default">#8A8A8A</property>'
+        f'<property name="viewgroup" action="default">{MAPS_GROUP}</property></view></item>'
+        for tag in _MAPS_VIEWS
     ]
     rows = "".join(f'<item><layout type="horizontal">{"".join(cells[i : i + 3])}</layout></item>' for i in (0, 3))
     return f'<layout type="vertical">{rows}</layout>'
