@@ -15,6 +15,7 @@ from DiffusionFMLib.settings import FitSettings
 from DiffusionFMSlicer import inspector, resultlist
 from DiffusionFMSlicer.dependencies import ensurePackages
 from DiffusionFMSlicer.form import Form
+from DiffusionFMSlicer.listener import Outcome, State
 from DiffusionFMSlicer.parameters import (
     MASK,
     PANEL,
@@ -25,7 +26,7 @@ from DiffusionFMSlicer.parameters import (
     advancedFields,
     tractFields,
 )
-from DiffusionFMSlicer.runner import Outcome, Runner, State
+from DiffusionFMSlicer.runner import Runner
 from DiffusionFMSlicer.scanbox import ScanBox
 from DiffusionFMSlicer.scene import display, inputs, tracts, views
 from DiffusionFMSlicer.scene.results import NAME, resultNodes
@@ -39,7 +40,7 @@ _UI_SETTINGS = {
 
 
 class Panel:
-    """Binds the widgets of the .ui file to parameters and runner; a `runner.Listener`.
+    """Binds the widgets of the .ui file to parameters and runner; a `Listener`.
 
     Parameters
     ----------

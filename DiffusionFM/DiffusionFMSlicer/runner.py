@@ -12,9 +12,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from enum import Enum, auto
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +31,7 @@ from DiffusionFMLib.events import (
 )
 from DiffusionFMLib.settings import FitSettings, ScanSettings, TrackSettings
 from DiffusionFMSlicer.jobfolder import createJobFolder, removeJobFolder
+from DiffusionFMSlicer.listener import Listener, Outcome, State
 from DiffusionFMSlicer.process import WorkerProcess
 from DiffusionFMSlicer.scene import inputs, results
 from DiffusionFMSlicer.scene.geometry import makeImage
@@ -45,44 +45,6 @@ FRAME_WARNING = (
     "The directions are taken relative to the volumes' axes in Slicer, which may have reversed one of the file's. "
     "Open the file itself to be sure."
 )
-
-
-class State(Enum):
-    """What the runner does."""
-
-    IDLE = auto()
-    RUNNING = auto()
-    CANCELLING = auto()
-
-
-class Outcome(Enum):
-    """How a request ended."""
-
-    FINISHED = auto()
-    CANCELLED = auto()
-    FAILED = auto()
-
-
-class Listener(Protocol):
-    """What the runner tells the panel."""
-
-    def onStarted(self, device: str) -> None:
-        """The worker took the request."""
-
-    def onProgress(self, progress: Progress) -> None:
-        """See `Progress`."""
-
-    def onWarning(self, message: str) -> None:
-        """Something the user should know."""
-
-    def onNode(self, node: Any) -> None:
-        """A result is in the scene."""
-
-    def onAnswer(self, job: str, scan: Any, answer: dict[str, Any]) -> None:
-        """A job's result: the quality summary of a scan, the series of a folder..."""
-
-    def onEnded(self, job: str, outcome: Outcome, message: str, hint: str, choices: dict[str, str]) -> None:
-        """The request is over, and everything it made is in the scene; `choices` are those of a `Failed`."""
 
 
 @dataclass
