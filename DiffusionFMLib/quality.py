@@ -47,8 +47,8 @@ GRID_MM: Final = 4.0
 
 HEAD_RADIUS_MM: Final = 70.0
 
-MOTION_BRAIN_ML: Final = 300.0
-"""Motion of less brain cannot be told from its contrast, ml."""
+MIN_BRAIN_ML: Final = 300.0
+"""In less brain, motion and lost slices cannot be told from its contrast, ml."""
 
 MIN_GROUP: Final = 5
 """Outliers and motion are judged against the mean of at least so many volumes of the same b-value."""
@@ -308,7 +308,7 @@ def _outlier_slices(
     slices = np.flatnonzero(area > FULL_SLICE * max(int(area.max()), 1))
     outliers: list[OutlierSlice] = []
     judged = 0
-    if len(slices) < 5:
+    if len(slices) < 5 or mask.sum() * acquisition.voxel_volume / 1000 < MIN_BRAIN_ML:
         return (), 0.0
     weights = mask.astype(np.float32)
     for group in _groups(acquisition):
@@ -341,7 +341,7 @@ def _motion(acquisition: Acquisition, mask: NDArray[np.bool_], report: Report) -
     groups = _groups(acquisition)
     extent = np.array(acquisition.shape) * acquisition.voxel_sizes
     shape = np.maximum(np.round(extent / np.maximum(acquisition.voxel_sizes, GRID_MM)), 1).astype(int)
-    if not groups or shape.min() < 5 or mask.sum() * acquisition.voxel_volume / 1000 < MOTION_BRAIN_ML:
+    if not groups or shape.min() < 5 or mask.sum() * acquisition.voxel_volume / 1000 < MIN_BRAIN_ML:
         return None
     spacing = extent / shape
     region = binary_dilation(resample(mask.astype(np.float32), shape) > 0.5, iterations=2)
