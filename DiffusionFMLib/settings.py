@@ -134,6 +134,13 @@ class FitSettings(ScanSettings):
     model: str = option("dti", "Signal model.", choices=tuple(MODELS))
     method: str = option("wls", "Estimator.", choices=METHODS)
     out: str = option("", "Folder that the results go to.", path=True)
+    reweightings: int = option(
+        1,
+        "How often WLS takes its weights from the fit before: more lower the bias of MD at low SNR, FA gets noisier.",
+        minimum=1,
+        maximum=10,
+        advanced=True,
+    )
     denoise: str = option("none", "Denoising before the fit.", choices=("none", "mppca"), advanced=True)
     gibbs: bool = option(False, "Remove Gibbs ringing before the fit.", advanced=True)
     motion: bool = option(False, "Align the volumes, and rotate the gradients with them.", advanced=True)

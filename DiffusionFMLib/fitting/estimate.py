@@ -45,8 +45,6 @@ class FitOptions:
 
     Parameters
     ----------
-    reweightings : int
-        Of the weighted fit, each with weights from the prediction of the fit before.
     min_signal : float
         In the scan's unit; see `MIN_SIGNAL`.
     max_iterations : int
@@ -55,7 +53,6 @@ class FitOptions:
         Compute in float64; maps are float32 all the same.
     """
 
-    reweightings: int = 2
     min_signal: float = MIN_SIGNAL
     max_iterations: int = 30
     double: bool = False
@@ -147,13 +144,13 @@ def fit(
 
     voxels = Voxels.of(acquisition.signal, mask)
     output = Output(model, mask, voxels)
-    run = TileFit(acquisition.gtab, model, settings.method, options, voxels, output)
+    run = TileFit(acquisition.gtab, model, settings, options, voxels, output)
     device = choose_device(settings.device)
     if device.type == "cuda":
         _run_on_gpu(run, device, settings.memory_mib, report)
     else:
         run.all_tiles(device, run.tile_size(device, settings.memory_mib), report)
-    return output.finish(acquisition, _provenance(acquisition, model, settings.method, options))
+    return output.finish(acquisition, _provenance(acquisition, model, settings, options))
 
 
 class Output:
@@ -200,7 +197,7 @@ class TileFit:
     ----------
     gtab : GradientTable
     model : LogLinearModel
-    method : str
+    settings : FitSettings
     options : FitOptions
     voxels : Voxels
     output : Output
@@ -210,12 +207,12 @@ class TileFit:
         self,
         gtab: GradientTable,
         model: LogLinearModel,
-        method: str,
+        settings: FitSettings,
         options: FitOptions,
         voxels: Voxels,
         output: Output,
     ) -> None:
-        self.gtab, self.model, self.method, self.options = gtab, model, method, options
+        self.gtab, self.model, self.settings, self.options = gtab, model, settings, options
         self.voxels, self.output = voxels, output
         self.dtype = torch.float64 if options.double else torch.float32
         self.b0_rows = torch.as_tensor(np.flatnonzero(gtab.b0_mask))
@@ -223,7 +220,7 @@ class TileFit:
     def tile_size(self, device: torch.device, memory_mib: int) -> int:
         """Voxels per tile that this much memory affords."""
         unknowns = len(self.model.parameters)
-        rows = WORKING_ARRAYS[self.method] * len(self.gtab) + 3 * unknowns * (unknowns + 1) + 100
+        rows = WORKING_ARRAYS[self.settings.method] * len(self.gtab) + 3 * unknowns * (unknowns + 1) + 100
         return tile_size(device, rows * self.dtype.itemsize, memory_mib)
 
     def all_tiles(self, device: torch.device, size: int, report: Report) -> None:
@@ -241,11 +238,11 @@ class TileFit:
         count = self.voxels.read(start, signal.shape[1], signal)
         torch.clamp(signal, min=self.options.min_signal, out=log_signal).log_()
         converged = None
-        if self.method == "ols":
+        if self.settings.method == "ols":
             theta = solver.ordinary(log_signal)
         else:
-            theta = solver.weighted(log_signal, self.options.reweightings)
-        if self.method == "nlls":
+            theta = solver.weighted(log_signal, self.settings.reweightings)
+        if self.settings.method == "nlls":
             theta, converged = solver.nonlinear(log_signal, theta, self.options.max_iterations)
 
         usable = self._usable(signal, theta)
@@ -300,20 +297,22 @@ def _run_on_gpu(run: TileFit, device: torch.device, memory_mib: int, report: Rep
     run.all_tiles(cpu, run.tile_size(cpu, memory_mib), report)
 
 
-def _provenance(acquisition: Acquisition, model: SignalModel, method: str, options: FitOptions) -> dict[str, Any]:
+def _provenance(
+    acquisition: Acquisition, model: SignalModel, settings: FitSettings, options: FitOptions
+) -> dict[str, Any]:
     gtab = acquisition.gtab
     facts: dict[str, Any] = {
         "model": model.title,
         "citation": model.citation,
-        "method": method,
+        "method": settings.method,
         "shells": [{"bval": round(shell.bval, 1), "volumes": len(shell)} for shell in gtab.shells],
         "b0_volumes": int(gtab.b0_mask.sum()),
         "min_signal": options.min_signal,
         "precision": "float64" if options.double else "float32",
         "notes": [*acquisition.notes, *gtab.notes],
     }
-    if method != "ols":
-        facts["reweightings"] = options.reweightings
-    if method == "nlls":
+    if settings.method != "ols":
+        facts["reweightings"] = settings.reweightings
+    if settings.method == "nlls":
         facts["max_iterations"] = options.max_iterations
     return facts
