@@ -34,9 +34,12 @@ def run_of(scan, model="dti", method="wls"):
 
 
 def imported(event, run):
-    from DiffusionFMSlicer.scene.results import place, prepare
+    from DiffusionFMSlicer.scene.results import place, prepare, reveal
 
-    return place(event, prepare(event), run)
+    node = place(event, prepare(event), run)
+    for _ in reveal(event, node):
+        pass
+    return node
 
 
 # --- out ------------------------------------------------------------------------------------------------------

@@ -33,6 +33,9 @@ from DiffusionFMSlicer.scene.results import NAME, resultNodes
 from DiffusionFMSlicer.scene.results import SCAN as SCAN_OF_RESULT
 
 OVERLAY_OPACITY = 0.5
+FIRST_MAPS = ("fa", "adc")
+"""What is shown first of a model's maps."""
+
 _UI_SETTINGS = {
     "bval": "bvalEdit", "bvec": "bvecEdit", "model": "modelSelector", "method": "methodSelector", "out": "outEdit",
     "device": "deviceSelector", "tracts": "tractsCheck", "tubes": "tubesCheck",
@@ -63,6 +66,7 @@ class Panel:
         self._warning = ""
         self._updating = False
         self._fresh = False
+        self._presenting = False
         self.form = Form(self._onEdited)
         for name, widget in _UI_SETTINGS.items():
             self.form.bind(name, getattr(ui, widget))
@@ -184,6 +188,8 @@ class Panel:
         """Compute what the panel says."""
         self._clearMessages()
         p = self.parameters
+        shown = (n for n in self._resultsByName().values() if n.IsA("vtkMRMLVolumeNode"))
+        self._presenting = not any(resultlist.isVisible(n) for n in shown)
         self._begin(
             lambda: self.runner.apply(
                 p.reference(SCAN), p.settings, p.reference(MASK), p.reference(SEED_MASK) if p.get("tracts") else None
@@ -262,6 +268,7 @@ class Panel:
             return
         if resultlist.isTracts(node) and self.parameters.get("tubes"):
             tracts.setTubes(node, True)
+        self._present(node)
         self.results.refresh()
 
     def onAnswer(self, job: str, scan: Any, answer: dict[str, Any]) -> None:
@@ -280,26 +287,21 @@ class Panel:
         if outcome is Outcome.FAILED:
             self.showError(message, hint)
             self.scanBox.offerSeries(choices)
-        elif outcome is Outcome.FINISHED and job in ("fit", "track"):
-            self._present()
         if self.ui.logButton.checked:
             self.showLog()
         self.refresh()
 
-    def _present(self) -> None:
-        """Show a first run's maps; later ones leave the views as the user arranged them."""
-        scan = self.parameters.reference(SCAN)
-        found = self._resultsByName()
-        shown = any(resultlist.isVisible(n) for n in found.values() if n.IsA("vtkMRMLVolumeNode"))
-        first = next((found[n] for n in ("fa", "adc") if n in found), None)
-        if first is None or shown:
+    def _present(self, node: Any) -> None:
+        """Show a first run's maps as they come; later runs leave the views as the user arranged them."""
+        if not self._presenting:
             return
-        views.showVolume(first)
-        if "colorfa" in found:
-            views.setOverlay(found["colorfa"], OVERLAY_OPACITY)
-        if scan is None or self._fresh:
-            views.centreViews(first)
-        self._fresh = False
+        if node.GetAttribute(NAME) in FIRST_MAPS:
+            views.showVolume(node)
+            if self._fresh:
+                views.centreViews(node)
+                self._fresh = False
+        elif node.GetAttribute(NAME) == "colorfa":
+            views.setOverlay(node, OVERLAY_OPACITY)
 
     def _resultsByName(self) -> dict[str, Any]:
         scan = self.parameters.reference(SCAN)

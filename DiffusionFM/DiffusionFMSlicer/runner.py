@@ -292,6 +292,7 @@ class Runner:
             label = request.label = RunLabel(None, label.name, label.model, label.method)
         node = results.place(event, future.result(), label)
         yield
+        yield from results.reveal(event, node)
         self._listener.onNode(node)
         yield
 

@@ -6,6 +6,7 @@ gets a folder of its own. What a node is, is written into its attributes, so tha
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,12 @@ def place(event: Artifact, data: Any, run: RunLabel) -> Any:
     if event.name != "tensor":
         _style(node, event)
     return _placed(node, run)
+
+
+def reveal(event: Artifact, node: Any) -> Iterator[None]:
+    """Show what is costly to show, in steps: tracts. Maps are shown by choosing them in a view."""
+    if event.role == TRACTS:
+        yield from tracts.reveal(node)
 
 
 def _makeImage(event: Artifact, array: Any) -> Any:

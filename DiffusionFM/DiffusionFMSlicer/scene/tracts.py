@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,6 @@ import slicer
 import vtk
 from numpy.typing import NDArray
 from vtk.util.numpy_support import numpy_to_vtk, numpy_to_vtkIdTypeArray
-
-from DiffusionFMSlicer.scene.colors import colorNode
 
 TUBE_COUNT = 1500
 """Streamlines shown as tubes at most: tubes of ten thousand turn slowly."""
@@ -73,23 +72,39 @@ def makeTractNode(name: str) -> Any:
 
 
 def setTracts(node: Any, data: vtk.vtkPolyData) -> None:
-    """Show streamlines as lines in 3D, and where they cross the slices."""
-    node.SetAndObservePolyData(data)
+    """Give a node its streamlines, coloured by orientation; they stay hidden until `reveal`."""
     if node.GetDisplayNode() is None:
         node.CreateDefaultDisplayNodes()
-    display = node.GetLineDisplayNode() if hasattr(node, "GetLineDisplayNode") else node.GetDisplayNode()
+    display = _lineDisplay(node)
+    display.SetVisibility(False)
+    node.SetAndObservePolyData(data)
     display.SetActiveScalar("orientation", vtk.vtkAssignAttribute.POINT_DATA)
-    # the colours are in the points; without a table the slice views still ask for one
-    display.SetAndObserveColorNodeID(colorNode("grey").GetID())
     display.SetScalarRangeFlag(slicer.vtkMRMLDisplayNode.UseDirectMapping)
     display.SetScalarVisibility(True)
     display.SetLineWidth(1.5)
     display.SetLighting(False)
-    display.SetVisibility(True)
     display.SetVisibility2D(True)
-    display.SetVisibility3D(True)
     display.SetSliceIntersectionThickness(3)
     display.SetSliceDisplayModeToIntersection()
+
+
+def reveal(node: Any) -> Iterator[None]:
+    """Show streamlines as lines in 3D and where they cross the slices, one view after the other.
+
+    A slice view cuts all streamlines as soon as it shows them: tens of milliseconds each.
+    """
+    display = _lineDisplay(node)
+    if display.GetNumberOfViewNodeIDs() == 0:
+        for view in slicer.util.getNodesByClass("vtkMRMLAbstractViewNode"):
+            display.AddViewNodeID(view.GetID())
+            display.SetVisibility(True)
+            yield
+        display.RemoveAllViewNodeIDs()
+    display.SetVisibility(True)
+
+
+def _lineDisplay(node: Any) -> Any:
+    return node.GetLineDisplayNode() if hasattr(node, "GetLineDisplayNode") else node.GetDisplayNode()
 
 
 def setVisible(node: Any, visible: bool) -> None:
@@ -113,8 +128,8 @@ def setTubes(node: Any, on: bool) -> None:
         if on:
             setTracts(tubes, makeTubes(node.GetPolyData()))
             tubes.GetDisplayNode().SetLighting(True)
-        tubes.GetDisplayNode().SetVisibility(on)
         tubes.GetDisplayNode().SetVisibility2D(False)
+        tubes.GetDisplayNode().SetVisibility(on)
     node.GetDisplayNode().SetVisibility3D(not on)
 
 
