@@ -44,6 +44,9 @@ CLOSING_MM: Final = 9.0
 BACKGROUND: Final = 0.25
 """Background is darker than this fraction of the brain; where nothing is, the field of view is all brain."""
 
+AIR: Final = 0.1
+"""At b0 nothing in a brain's surface is darker than this fraction of its median: sinuses that closing took in go."""
+
 B_FOR_MASK: Final = 1000.0
 """The shell nearest to this b-value is used: CSF is dark and tissue still well above the noise, s/mm2."""
 
@@ -81,6 +84,8 @@ def brain_mask(acquisition: Acquisition) -> NDArray[np.bool_]:
 
 
 def _make_mask(acquisition: Acquisition) -> NDArray[np.bool_]:
+    from scipy.ndimage import binary_fill_holes
+
     b0, weighted = _contrasts(acquisition)
     extent = np.array(acquisition.shape) * acquisition.voxel_sizes
     grid = np.maximum(np.round(extent / GRID_MM), 1).astype(int)
@@ -90,9 +95,10 @@ def _make_mask(acquisition: Acquisition) -> NDArray[np.bool_]:
         return acquisition.signal.max(axis=3) > 0
     rim = _otsu(_flatten(low_b0, core))
     mask = resample(_with_rim(core, rim).astype(np.float32), np.array(acquisition.shape)) > 0.5
-    # a stripped scan has exact zeros outside, and there is nothing to fit in them
-    mask = _largest(mask & (b0 > 0))
-    return mask if mask.any() else b0 > 0
+    # air at the surface; also the exact zeros outside a stripped scan
+    mask = _largest(mask & (b0 > AIR * (np.median(b0[mask]) if mask.any() else 0)))
+    # dark places deep inside, as of bleeding, are brain
+    return binary_fill_holes(mask) if mask.any() else b0 > 0
 
 
 def mask_doubt(acquisition: Acquisition, mask: NDArray[np.bool_]) -> str:
