@@ -111,6 +111,26 @@ def test_saved_scene_brings_back_results_and_parameters(driver, tmp_path):
     assert all(driver.results()[name] is node for name, node in found.items())
 
 
+def test_tubes_come_back_with_a_saved_scene(driver, tmp_path):
+    import slicer
+
+    driver.useFakeWorker("ok")
+    driver.choose(addSmallScan())
+    driver.ui.tractsCheck.checked = True
+    driver.ui.tubesCheck.checked = True
+    driver.apply()
+    assert slicer.util.saveScene(str(tmp_path / "scene.mrb"))
+    slicer.mrmlScene.Clear(0)
+    driver.spin()
+    slicer.util.loadScene(str(tmp_path / "scene.mrb"))
+    driver.spin(0.4)
+    tracts = driver.results()["tracts"]
+    assert not tracts.GetDisplayNode().GetVisibility3D()
+    tubes = tracts.GetNodeReference("DiffusionFM.Tubes")
+    assert tubes.GetDisplayNode().GetVisibility()
+    assert tubes.GetPolyData().GetNumberOfPoints() > 0
+
+
 def test_reload_ends_the_worker_and_keeps_the_results(driver):
     import slicer
 
@@ -151,10 +171,14 @@ def test_job_folders_are_private_and_those_of_dead_processes_go(tmp_path, monkey
         assert mine.stat().st_mode & 0o777 == 0o700
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    stale = tmp_path / "jobs" / f"{dead.pid}-x"
-    stale.mkdir()
+    stale = mine.with_name(mine.name.replace(str(os.getpid()), str(dead.pid), 1))
+    # a process of another computer that shares the home folder may well be alive
+    elsewhere = mine.with_name(f"{dead.pid}-other_computer-x")
+    for folder in (stale, elsewhere):
+        folder.mkdir()
     removeStale()
     assert mine.exists()
+    assert elsewhere.exists()
     assert not stale.exists()
 
 

@@ -182,6 +182,32 @@ def test_missing_gradients_are_an_error_in_the_panel(driver, scan, tmp_path):
     assert driver.ui.progressBar.format == "Failed"
 
 
+def test_opened_scan_does_not_take_another_scans_gradient_files(opened, tmp_path):
+    # as they are left behind by a multi-volume that needed them
+    for name in ("bval", "bvec"):
+        (tmp_path / f"other.{name}").write_text("0 1 2")
+        opened.panel.parameters.set(name, str(tmp_path / f"other.{name}"))
+    check(opened, tracts=False)
+    assert "fa" in opened.results()
+
+
+def test_full_disk_at_export_is_an_error_in_the_panel(opened, monkeypatch):
+    import errno
+
+    import slicer
+
+    from DiffusionFMSlicer.scene import inputs
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    slicer.util.arrayFromVolumeModified(opened.panel.parameters.reference("Scan"))
+    monkeypatch.setattr(inputs, "exportScan", full)
+    opened.ui.applyButton.click()
+    assert "No space left" in opened.ui.messageLabel.text
+    assert opened.idle
+
+
 def test_series_of_a_dicom_folder_are_offered(driver):
     from DiffusionFMSlicer.listener import Outcome
 

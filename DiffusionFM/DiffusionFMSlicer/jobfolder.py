@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -32,7 +34,7 @@ def cacheFolder() -> Path:
 def createJobFolder() -> Path:
     """Make an empty folder that only this user can read.
 
-    Its name carries our process id, so that `removeStale` can tell what a crash left behind.
+    Its name carries our process id and computer, so that `removeStale` can tell what a crash left behind.
 
     Raises
     ------
@@ -43,7 +45,7 @@ def createJobFolder() -> Path:
     try:
         jobs.mkdir(parents=True, exist_ok=True)
         # mkdtemp gives mode 0700
-        return Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=jobs))
+        return Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-{_computer()}-", dir=jobs))
     except OSError as error:
         msg = f"The folder for temporary files, {jobs}, cannot be used: {error}."
         raise OutputError(msg, "Free some space there, or set DIFFUSIONFM_CACHE to another folder.") from error
@@ -58,14 +60,24 @@ def removeStale() -> None:
     """Remove the folders of processes that no longer run."""
     with contextlib.suppress(OSError):
         for folder in (cacheFolder() / "jobs").iterdir():
-            owner = folder.name.partition("-")[0]
-            if owner.isdigit() and int(owner) != os.getpid() and not _maybeAlive(int(owner), folder):
+            owner, _, rest = folder.name.partition("-")
+            here = rest.rpartition("-")[0] == _computer()
+            if (
+                owner.isdigit()
+                and not (here and int(owner) == os.getpid())
+                and not _maybeAlive(int(owner), here, folder)
+            ):
                 removeJobFolder(folder)
 
 
-def _maybeAlive(pid: int, folder: Path) -> bool:
-    if os.name == "nt":
-        # signal 0 would end the process on Windows, so age has to do
+def _computer() -> str:
+    # home folders are shared between the computers of a cluster
+    return re.sub(r"[^\w.]+", "_", platform.node())
+
+
+def _maybeAlive(pid: int, here: bool, folder: Path) -> bool:
+    if os.name == "nt" or not here:
+        # signal 0 would end the process on Windows, and asks nobody elsewhere: age has to do
         return time.time() - folder.stat().st_mtime < STALE_AFTER
     try:
         os.kill(pid, 0)

@@ -96,6 +96,9 @@ class Panel:
         self.scanBox.forget()
         self._fresh = False
         self.setParameters(parameters)
+        if parameters.get("tubes"):
+            # a scene is saved without them, but with the lines hidden that they stand for
+            self._showTubes(True)
 
     def showParameters(self) -> None:
         """Make all widgets agree with the parameters and the scene."""
@@ -134,10 +137,13 @@ class Panel:
             self.parameters.set("method", model.methods[0])
             self.form.show(self.parameters)
         if name == "tubes":
-            for node in resultNodes():
-                if resultlist.isTracts(node):
-                    tracts.setTubes(node, value)
+            self._showTubes(value)
         self.refresh()
+
+    def _showTubes(self, on: bool) -> None:
+        for node in resultNodes():
+            if resultlist.isTracts(node):
+                tracts.setTubes(node, on)
 
     def _onNodeChosen(self, role: str) -> None:
         if self._updating:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from DiffusionFMLib.errors import DiffusionFMError
+from DiffusionFMLib.errors import DiffusionFMError, OutputError
 from DiffusionFMLib.events import (
     Artifact,
     Cancelled,
@@ -197,19 +197,24 @@ class Runner:
             raise DiffusionFMError(msg, "Wait for it, or cancel it.")
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             removeJobFolder(request.folder)
             self._request = None
             self.state = State.IDLE
+            if isinstance(error, OSError):
+                msg = f"The scan could not be passed to the background process: {error}."
+                hint = "Free some space there, or set DIFFUSIONFM_CACHE to another folder."
+                raise OutputError(msg, hint) from error
             raise
 
     def _scanPaths(self, scan: Any, folder: Path) -> dict[str, str]:
+        # the scan's own gradients count, whatever files were given for another one
+        own = {"bval": "", "bvec": ""}
         source = inputs.unchangedSource(scan)
         if source:
-            return source
+            return {**own, **source}
         if inputs.gradientsOf(scan) is not None:
-            # the node's own gradients count, whatever files were given for another scan
-            return {"dwi": str(inputs.exportScan(scan, folder)), "bval": "", "bvec": ""}
+            return {**own, "dwi": str(inputs.exportScan(scan, folder))}
         file = inputs.niftiFile(scan)
         if file is not None:
             return {"dwi": str(file)}
@@ -284,9 +289,6 @@ class Runner:
         label = request.label
         if label is None or future.result() is None:
             return
-        if label.scan is not None and label.scan.GetScene() is None:
-            # the scan was deleted while it was computed: its results are still worth having
-            label = request.label = RunLabel(None, label.name, label.model, label.method)
         if label.scan is not None and label.scan.GetScene() is None:
             # the scan was deleted while it was computed: its results are still worth having
             label = request.label = RunLabel(None, label.name, label.model, label.method)
