@@ -178,9 +178,13 @@ class Worker:
         return self._queue.get()
 
     def _listen(self) -> None:
-        for line in self._lines:
-            if line.strip():
-                self._take(line)
+        try:
+            for line in self._lines:
+                if line.strip():
+                    self._take(line)
+        except Exception:
+            # a worker that hears nothing any more could be neither cancelled nor ended
+            traceback.print_exc()
         self._abandon()
 
     def _take(self, line: bytes) -> None:
