@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from DiffusionFMSlicer.process import CANCEL_GRACE, LOG_LINES, WorkerProcess, workerEnvironment
 
 from DiffusionFMLib.errors import DiffusionFMError
-from DiffusionFMLib.events import Cancelled, Event, Finished, Progress, Started, Warned
+from DiffusionFMLib.events import Cancelled, Event, Progress, Started, Warned
+from DiffusionFMSlicer.process import CANCEL_GRACE, LOG_LINES, WorkerProcess, workerEnvironment
 
 FAKE = Path(__file__).with_name("fake_worker.py")
 
@@ -31,7 +31,9 @@ class Recorder:
     def until(self, done: Callable[[], object], seconds: float = 20.0) -> float:
         begun = time.monotonic()
         while not done():
-            assert time.monotonic() - begun < seconds, f"nothing within {seconds} s: {self.events[-3:]}, {self.worker.log}"
+            assert time.monotonic() - begun < seconds, (
+                f"nothing within {seconds} s: {self.events[-3:]}, {self.worker.log}"
+            )
             self.worker.poll()
             time.sleep(0.02)
         return time.monotonic() - begun
@@ -122,7 +124,7 @@ def test_flood_of_events_does_not_hold_up_a_poll(record):
     r = record("flood")
     r.send()
     longest, begun = 0.0, time.monotonic()
-    while len(r.events) < 50_000:
+    while len(r.events) < 15_000:
         assert time.monotonic() - begun < 60
         start = time.monotonic()
         r.worker.poll()
