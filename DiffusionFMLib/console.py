@@ -120,8 +120,8 @@ def _show_scan(console: Console, result: dict[str, Any]) -> None:
         table.add_row(f"model {model}", "supported" if reason is None else escape(reason))
     table.add_row("quality", f"[{_color(quality)}]{quality['light']}[/]")
     console.print(table)
-    for finding in quality["findings"]:
-        console.print(f"- {finding}", markup=False)
+    for line in (*quality["findings"], *result["notes"]):
+        console.print(f"- {line}", markup=False)
 
 
 def _color(quality: dict[str, Any]) -> str:

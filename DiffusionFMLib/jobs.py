@@ -151,6 +151,7 @@ def _info(settings: ScanSettings, report: JobReport, session: Session, arrays: P
         "bvecs": acquisition.gtab.bvecs.tolist(),
         "quality": quality.to_dict(),
         "models": _support(acquisition),
+        "notes": [*acquisition.notes, *acquisition.gtab.notes],
     }
 
 
@@ -303,13 +304,14 @@ def _finished_tracts(path: Path, key: str) -> Tracts | None:
 
 
 def _convert(settings: ConvertSettings, report: JobReport, session: Session) -> dict[str, Any]:
-    from DiffusionFMLib.io import write_acquisition
+    from DiffusionFMLib.io import scan_files, write_acquisition, written_files
 
     path = Path(settings.out)
     _output_folder(str(path.parent) if settings.out else "")
-    if path.exists() and Path(settings.dwi).exists() and path.samefile(settings.dwi):
-        msg = f"{path.name} is the scan itself: it would be written over."
-        raise SettingsError(msg, "Choose another name to convert to.")
+    for target in written_files(path):
+        if any(target.exists() and target.samefile(source) for source in scan_files(settings)):
+            msg = f"{target.name} belongs to the scan itself: it would be written over."
+            raise SettingsError(msg, "Choose another name or folder to convert to.")
     acquisition = _read(settings, report, session)
     report.enter(WRITE)
     written = write_acquisition(acquisition, path)
@@ -387,5 +389,9 @@ def _save_array(path: Path, array: NDArray[Any]) -> str:
     from DiffusionFMLib.io import outputs
 
     with outputs.replacing(path) as temporary, temporary.open("wb") as file:
-        np.save(file, np.ascontiguousarray(array, np.float32))
+        header = {"descr": "<f4", "fortran_order": False, "shape": array.shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        # plane by plane: a scan's copy in this order would take its memory again
+        for plane in array:
+            file.write(np.ascontiguousarray(plane, "<f4").data)
     return str(path)

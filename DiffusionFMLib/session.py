@@ -214,14 +214,9 @@ class Session:
 
 def _stamps(settings: ScanSettings) -> tuple[Any, ...]:
     """Size and time of change of every file that a scan is read from."""
-    paths = [Path(p) for p in (settings.dwi, settings.bval, settings.bvec, settings.mask) if p]
-    dwi = Path(settings.dwi)
-    if dwi.is_dir():
-        paths += sorted(dwi.iterdir())
-    elif dwi.exists():
-        # bval, bvec and raw data stand beside it under the same name
-        stem = dwi.name.removesuffix(".gz").rpartition(".")[0]
-        paths += sorted(path for path in dwi.parent.iterdir() if path.name.startswith(f"{stem}."))
+    from DiffusionFMLib.io import scan_files
+
+    paths = [*scan_files(settings), *([Path(settings.mask)] if settings.mask else [])]
     return tuple((str(p), s.st_mtime_ns, s.st_size) for p in paths if p.exists() for s in (p.stat(),))
 
 

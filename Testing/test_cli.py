@@ -68,6 +68,13 @@ def test_track_writes_streamlines_along_the_fibres(scan, tmp_path, capsys):
     assert np.median(ends[:, 0]) > 0.9
 
 
+def test_info_lists_what_was_normalised(copy, capsys):
+    bvec = copy.with_name("scan.bvec")
+    np.savetxt(bvec, np.loadtxt(bvec).T)
+    assert main(["info", str(copy)]) == DONE
+    assert "scan.bvec holds a row per volume" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["again.nii.gz", "again.nrrd"])
 def test_convert_keeps_the_scan(scan, tmp_path, capsys, name):
     assert main(["convert", str(scan), "--out", str(tmp_path / name)]) == DONE
@@ -83,6 +90,21 @@ def test_convert_does_not_write_over_the_scan(copy, tmp_path, capsys):
     assert main(["convert", str(copy), "--out", str(tmp_path / "scan" / ".." / "scan" / copy.name)]) == USER
     assert "written over" in capsys.readouterr().err
     assert copy.read_bytes() == before
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_convert_does_not_write_over_the_scans_gradients(copy, tmp_path, capsys, named):
+    folder = copy.parent
+    flags = []
+    out = folder / "scan.nii"
+    if named:
+        flags = ["--bval", str(folder / "scan.bval"), "--bvec", str(folder / "other.bvec")]
+        (folder / "scan.bvec").rename(folder / "other.bvec")
+        out = folder / "other.nii.gz"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert main(["convert", str(copy), *flags, "--out", str(out)]) == USER
+    assert "written over" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def _break(path, how):

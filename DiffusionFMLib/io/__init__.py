@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from DiffusionFMLib.io.dicom import Series, list_series
-from DiffusionFMLib.io.reading import Image, read_acquisition, read_image, read_mask
+from DiffusionFMLib.io.reading import Image, read_acquisition, read_image, read_mask, scan_files
 from DiffusionFMLib.io.tracts import read_tracts, write_tracts
-from DiffusionFMLib.io.writing import write_acquisition
+from DiffusionFMLib.io.writing import write_acquisition, written_files
 
 __all__ = [
     "Image",
@@ -15,6 +15,8 @@ __all__ = [
     "read_image",
     "read_mask",
     "read_tracts",
+    "scan_files",
     "write_acquisition",
     "write_tracts",
+    "written_files",
 ]

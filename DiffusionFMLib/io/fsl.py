@@ -30,7 +30,11 @@ def read_table(image: ImageFile, bval: str, bvec: str, b0_threshold: float) -> G
     """
     bval_path, bvec_path = _beside(image, bval, "bval"), _beside(image, bvec, "bvec")
     bvals = np.array([value for row in read_numbers(bval_path) for value in row])
-    bvecs = _directions(bvec_path)
+    bvecs, by_rows = _directions(bvec_path)
+    if by_rows:
+        image.notes.append(
+            f"{bvec_path.name} holds a row per volume rather than FSL's three rows; it was read as such."
+        )
     for path, count, what in ((bval_path, len(bvals), "b-values"), (bvec_path, len(bvecs), "directions")):
         if count != image.n_volumes:
             msg = f"{path.name} has {count} {what} but {image.path.name} has {image.n_volumes} volumes."
@@ -89,8 +93,8 @@ def read_numbers(path: Path) -> list[list[float]]:
     return rows
 
 
-def _directions(path: Path) -> NDArray[np.float64]:
-    """Directions, shape (N, 3), from three rows (FSL) or three columns."""
+def _directions(path: Path) -> tuple[NDArray[np.float64], bool]:
+    """Directions, shape (N, 3), and whether the file holds them as three columns rather than FSL's three rows."""
     rows = read_numbers(path)
     lengths = [len(row) for row in rows]
     if len(set(lengths)) > 1:
@@ -99,8 +103,8 @@ def _directions(path: Path) -> NDArray[np.float64]:
         raise GradientError(msg, "Rows must be equally long: correct the file.")
     table = np.array(rows)
     if table.shape[0] == 3:
-        return table.T
+        return table.T, False
     if table.shape[1] == 3:
-        return table
+        return table, True
     msg = f"{path.name} has {table.shape[0]} rows and {table.shape[1]} columns; expected three rows or three columns."
     raise GradientError(msg, "Choose the bvec file of this scan.")

@@ -17,7 +17,7 @@ from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.io import dicom, fsl
 from DiffusionFMLib.io.compressed import opened
 from DiffusionFMLib.io.exported import NPY_MAGIC, ExportedNode
-from DiffusionFMLib.io.images import ImageFile
+from DiffusionFMLib.io.images import ImageFile, stem
 from DiffusionFMLib.io.nifti import NiftiFile, is_nifti
 from DiffusionFMLib.io.nrrd import NRRD_MAGIC, NrrdFile
 from DiffusionFMLib.settings import ScanSettings
@@ -77,6 +77,21 @@ def open_image(path: Path) -> ImageFile:
         raise InputError(msg, f"Choose the folder {path.absolute().parent.name} instead.")
     msg = f"{path.name} is not an image that can be read: expected NIfTI, NRRD or a DICOM folder."
     raise InputError(msg, "Choose the scan itself, or convert it to NIfTI.")
+
+
+def scan_files(settings: ScanSettings) -> list[Path]:
+    """Files that a scan is read from, as far as they exist; the mask, which is not the scan, is not among them.
+
+    Beside an image these are all of its name: bval, bvec and raw data.
+    """
+    dwi = Path(settings.dwi).expanduser()
+    paths = [Path(path) for path in (settings.bval, settings.bvec) if path]
+    if dwi.is_dir():
+        paths += dwi.rglob("*")
+    elif dwi.exists():
+        name = stem(dwi)
+        paths += (path for path in dwi.parent.iterdir() if path.name.startswith(f"{name}."))
+    return sorted({path for path in (dwi, *paths) if path.is_file()})
 
 
 def read_acquisition(settings: ScanSettings, report: Report) -> Acquisition:

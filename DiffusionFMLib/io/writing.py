@@ -47,16 +47,23 @@ def write_acquisition(acquisition: Acquisition, path: Path) -> list[Path]:
         header = _nrrd_header(acquisition, "").encode()
         return [write_bytes(path, header + compress(_raw(acquisition.signal)))]
     if name.endswith(".nhdr"):
-        data = path.with_name(f"{stem(path)}.raw.gz")
+        _, data = written_files(path)
         write_bytes(data, compress(_raw(acquisition.signal)))
         return [write_bytes(path, _nrrd_header(acquisition, data.name).encode()), data]
     msg = f"{path.name} is of no known format for scans; expected .nii.gz, .nii, .nrrd or .nhdr."
     raise OutputError(msg, "Choose one of these extensions.")
 
 
+def written_files(path: Path) -> list[Path]:
+    """Files that `write_acquisition` writes for a path, which comes first."""
+    name = path.name.lower()
+    beside = ("bval", "bvec") if name.endswith((".nii", ".nii.gz")) else ("raw.gz",) if name.endswith(".nhdr") else ()
+    return [path, *(path.with_name(f"{stem(path)}.{extension}") for extension in beside)]
+
+
 def _write_nifti(acquisition: Acquisition, path: Path, *, compressed: bool) -> list[Path]:
     gtab = acquisition.gtab
-    bval, bvec = (path.with_name(f"{stem(path)}.{kind}") for kind in ("bval", "bvec"))
+    _, bval, bvec = written_files(path)
     # the tables first: an image without them would look like a whole scan
     write_bytes(bval, _rows([gtab.bvals]))
     write_bytes(bvec, _rows(gtab.to_fsl(acquisition.affine).T))

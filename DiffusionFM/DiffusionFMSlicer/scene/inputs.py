@@ -152,12 +152,14 @@ def _gather(sequence: Any, path: Path) -> None:
         if array.shape != arrays[0].shape or not np.allclose(affineOf(nodes[i]), affineOf(nodes[0]), atol=1e-3):
             msg = f"Volume {i} of {sequence.GetName()} has another grid than its first volume."
             raise InputError(msg, "Choose a sequence whose volumes were acquired together.")
-    target = np.lib.format.open_memmap(
-        path, "w+", np.result_type(*{a.dtype for a in arrays}), (*arrays[0].shape, len(arrays))
-    )
-    for i, array in enumerate(arrays):
-        target[..., i] = array
-    target.flush()
+    dtype = np.result_type(*{a.dtype for a in arrays})
+    shape = (*arrays[0].shape, len(arrays))
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    # not through a memory map: where the disk is full, that would end Slicer with a bus error
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for planes in zip(*arrays, strict=True):
+            file.write(np.stack(planes, axis=-1).astype(dtype, copy=False).data)
 
 
 def exportMask(node: Any, scan: Any, folder: Path, stem: str) -> Path:
