@@ -224,6 +224,11 @@ def test_a_process_that_ends_at_once_can_discard_what_is_half_written(tmp_path: 
         "from DiffusionFMLib.io import outputs\n"
         "with outputs.replacing(pathlib.Path(sys.argv[1]) / 'map') as temporary:\n"
         "    temporary.write_bytes(b'half')\n"
+        "    os.environ['TMPDIR'] = os.environ['TEMP'] = sys.argv[1]\n"
+        "    keeper = outputs.temporary_folder()\n"
+        "    folder = keeper.__enter__()\n"
+        "    (folder / 'converted.nii').write_bytes(b'patient')\n"
+        "    assert folder.parent == pathlib.Path(sys.argv[1])\n"
         "    outputs.discard_temporaries()\n"
         "    os._exit(3)\n"
     )

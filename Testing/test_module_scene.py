@@ -165,6 +165,31 @@ def test_mask_is_exported_on_the_scans_grid(tmp_path, kind, of):
     assert slicer.mrmlScene.GetNumberOfNodes() == before
 
 
+def test_segmentation_moves_with_its_scan(tmp_path):
+    import slicer
+
+    from DiffusionFMSlicer.scene.geometry import vtkMatrix
+    from DiffusionFMSlicer.scene.inputs import exportMask
+
+    inside = (smallScan()[0][..., 0] > 0.5).astype(np.uint8)
+    scan = addSmallScan()
+    labels = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode")
+    slicer.util.updateVolumeFromArray(labels, inside)
+    labels.SetIJKToRASMatrix(vtkMatrix(AFFINE))
+    mask = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode")
+    mask.SetReferenceImageGeometryParameterFromVolumeNode(labels)
+    slicer.vtkSlicerSegmentationsModuleLogic.ImportLabelmapToSegmentationNode(labels, mask)
+    moved = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
+    matrix = np.eye(4)
+    matrix[0, 3] = 4.0
+    moved.SetMatrixTransformToParent(vtkMatrix(matrix))
+    for node in (scan, mask):
+        node.SetAndObserveTransformNodeID(moved.GetID())
+    path = exportMask(mask, scan, tmp_path, "mask")
+    np.testing.assert_array_equal(np.load(path) > 0, inside > 0)
+    np.testing.assert_allclose(header(path)["affine"], AFFINE, atol=1e-6)
+
+
 def test_empty_segmentation_is_refused(tmp_path):
     import slicer
 

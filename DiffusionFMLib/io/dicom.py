@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from DiffusionFMLib.events import Report, SilentReport
 from DiffusionFMLib.gradients import B0_THRESHOLD
 from DiffusionFMLib.io import fsl
 from DiffusionFMLib.io.nifti import NiftiFile
+from DiffusionFMLib.io.outputs import temporary_folder
 
 POLL_SECONDS: Final = 0.1
 """How often a running conversion asks whether it was cancelled."""
@@ -55,8 +55,8 @@ def list_series(folder: Path, report: Report | None = None) -> list[Series]:
     InputError
         If the folder holds no DICOM.
     """
-    with tempfile.TemporaryDirectory(prefix="diffusionfm-") as temporary:
-        return _convert(folder, Path(temporary), report or SilentReport())
+    with temporary_folder() as temporary:
+        return _convert(folder, temporary, report or SilentReport())
 
 
 @contextmanager
@@ -77,8 +77,8 @@ def converted(folder: Path, number: str, report: Report) -> Iterator[Series]:
     JobCancelled
         If the report says so.
     """
-    with tempfile.TemporaryDirectory(prefix="diffusionfm-") as temporary:
-        series = _convert(folder, Path(temporary), report)
+    with temporary_folder() as temporary:
+        series = _convert(folder, temporary, report)
         choices = {s.number: f"{s.description}, {s.volumes} volumes" for s in series}
         listed = "; ".join(f"{key} ({text})" for key, text in choices.items())
         chosen = [s for s in series if number in ("", s.number)]

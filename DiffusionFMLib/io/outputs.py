@@ -6,6 +6,8 @@ import errno
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -60,9 +62,23 @@ def replacing(path: Path) -> Iterator[Path]:
         _temporaries.discard(temporary)
 
 
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that only this user can read; it goes away afterwards, also when the process has to end at once."""
+    folder = Path(tempfile.mkdtemp(prefix="diffusionfm-"))
+    _temporaries.add(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        _temporaries.discard(folder)
+
+
 def discard_temporaries() -> None:
-    """Remove what is half-written, for a process that has to end at once."""
+    """Remove what is half-written, and temporary folders, for a process that has to end at once."""
     for temporary in list(_temporaries):
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from nibabel.streamlines import ArraySequence, TckFile, Tractogram, TrkFile
 from numpy.typing import ArrayLike, NDArray
 
 from DiffusionFMLib.errors import InputError, OutputError
-from DiffusionFMLib.io.outputs import write_bytes
+from DiffusionFMLib.io.outputs import temporary_folder, write_bytes
 
 FA: Final = "fa"
 """Name of the values along the streamlines."""
@@ -102,8 +101,8 @@ def _trx_bytes(tractogram: Tractogram, affine: NDArray[np.float64], shape: Seque
     reference = nib.Nifti1Header()
     reference.set_data_shape(shape)
     reference.set_sform(affine, 1)
-    with tempfile.TemporaryDirectory(prefix="diffusionfm-") as temporary:
-        folder = Path(temporary) / "trx"
+    with temporary_folder() as temporary:
+        folder = temporary / "trx"
         trx = trx_file_memmap.TrxFile.from_tractogram(tractogram, reference)
         trx_file_memmap.save(trx, str(folder))
         trx.close()

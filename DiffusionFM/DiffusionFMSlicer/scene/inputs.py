@@ -172,7 +172,7 @@ def exportMask(node: Any, scan: Any, folder: Path, stem: str) -> Path:
     """
     path = folder / f"{stem}.npy"
     if node.IsA("vtkMRMLSegmentationNode"):
-        array, affine = _segmentationArray(node, referenceVolume(scan))
+        array, affine = _segmentationArray(node, scan)
     else:
         if node.GetImageData() is None:
             msg = f"{node.GetName()} is empty."
@@ -184,7 +184,8 @@ def exportMask(node: Any, scan: Any, folder: Path, stem: str) -> Path:
     return path
 
 
-def _segmentationArray(segmentation: Any, reference: Any) -> tuple[NDArray[Any], NDArray[np.float64]]:
+def _segmentationArray(segmentation: Any, scan: Any) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    reference = referenceVolume(scan)
     ids = vtk.vtkStringArray()
     segmentation.GetSegmentation().GetSegmentIDs(ids)
     if ids.GetNumberOfValues() == 0:
@@ -201,6 +202,10 @@ def _segmentationArray(segmentation: Any, reference: Any) -> tuple[NDArray[Any],
         matrix = vtk.vtkMatrix4x4()
         reference.GetIJKToRASMatrix(matrix)
         grid.SetIJKToRASMatrix(matrix)
+        # segments are resampled in the world, where the scan may be moved by a transform
+        transform = getattr(scan, "GetTransformNodeID", lambda: None)()
+        for node in (grid, labels):
+            node.SetAndObserveTransformNodeID(transform)
         if not slicer.vtkSlicerSegmentationsModuleLogic.ExportSegmentsToLabelmapNode(
             segmentation, ids, labels, grid, slicer.vtkSegmentation.EXTENT_REFERENCE_GEOMETRY
         ):
