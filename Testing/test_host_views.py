@@ -229,9 +229,8 @@ def test_readout_is_the_voxel_under_the_mouse(manager, slicerWindow, oblique):
 
 
 def test_readout_tells_layers_and_leaves_with_the_mouse(manager, slicerWindow):
-    from PySide6 import QtCore
-
     import slicer
+    from PySide6 import QtCore
 
     back = showBall((0, 0, 0), radius=30)
     matrix = host_scenes.affine()

@@ -30,7 +30,8 @@ class MainWindow(QtWidgets.QMainWindow):
         self.setObjectName("qSlicerMainWindow")
         self.setWindowTitle("Slicer module host")
         self._layoutManager = LayoutManager(scene)
-        self._dataProbe = DataProbe(scene.applicationLogic)
+        # findable, as in Slicer, by `slicer.util.setDataProbeVisible`
+        self._dataProbe = qt.pythonqt(DataProbe)(scene.applicationLogic)
         self._modulePanel: Any = None
         self._title = QtWidgets.QLabel()
         self._title.setObjectName("moduleTitle")
@@ -63,15 +64,21 @@ class MainWindow(QtWidgets.QMainWindow):
         panel = module.widgetRepresentation()
         if panel is self._modulePanel:
             return
-        if self._modulePanel is not None:
-            self._modulePanel.exit()
-            self._scroll.takeWidget()
+        self.hideModule()
         self._modulePanel = panel
         self._title.setText(module.title or module.name)
         self._scroll.setWidget(panel)
         panel.show()
         panel.enter()
         QtWidgets.QMainWindow.setWindowTitle(self, module.title or module.name)
+
+    def hideModule(self) -> None:
+        """Leave the module whose panel is shown."""
+        if self._modulePanel is not None:
+            self._modulePanel.exit()
+            self._scroll.takeWidget().hide()
+            self._modulePanel = None
+            self._title.setText("")
 
     def moduleSelector(self) -> Any:
         """What `slicer.util.selectModule` asks to change the module."""

@@ -9,6 +9,8 @@ from typing import Any
 import slicer
 import vtk
 
+from EmbeddedSlicer.hierarchy import HierarchyKeeper
+
 _LOGICS = {
     "Volumes": "vtkSlicerVolumesLogic",
     "Models": "vtkSlicerModelsLogic",
@@ -88,6 +90,7 @@ class Scene:
             self._addLogic(name, kind)
         slicer.vtkMRMLSliceNode.AddDefaultSliceOrientationPresets(self.mrml)
         self._ensureSingletons()
+        self._hierarchy = HierarchyKeeper(self.mrml)
         self.layoutLogic = slicer.vtkMRMLLayoutLogic()
         self.layoutLogic.SetMRMLApplicationLogic(self.applicationLogic)
         self.layoutLogic.SetMRMLScene(self.mrml)
