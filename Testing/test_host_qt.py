@@ -11,19 +11,25 @@ pytestmark = pytest.mark.usefixtures("slicerScene")
 UI = """<?xml version="1.0" encoding="UTF-8"?>
 <ui version="4.0"><class>Toy</class>
 <widget class="qMRMLWidget" name="Toy"><layout class="QVBoxLayout" name="column">
- <item><widget class="ctkCollapsibleButton" name="section"><property name="text"><string>More</string></property>
-  <property name="collapsed"><bool>true</bool></property><layout class="QFormLayout" name="form">
-  <item row="0" column="0"><widget class="QLabel" name="caption"><property name="text"><string>Volume</string></property></widget></item>
-  <item row="0" column="1"><widget class="qMRMLNodeComboBox" name="selector"><property name="nodeTypes"><stringlist>
-   <string>vtkMRMLScalarVolumeNode</string></stringlist></property><property name="noneEnabled"><bool>true</bool></property></widget></item>
- </layout></widget></item>
+ <item><widget class="ctkCollapsibleButton" name="section">
+  <property name="text"><string>More</string></property>
+  <property name="collapsed"><bool>true</bool></property>
+  <layout class="QFormLayout" name="form">
+   <item row="0" column="0"><widget class="QLabel" name="caption"/></item>
+   <item row="0" column="1"><widget class="qMRMLNodeComboBox" name="selector">
+    <property name="nodeTypes"><stringlist><string>vtkMRMLScalarVolumeNode</string></stringlist></property>
+    <property name="noneEnabled"><bool>true</bool></property></widget></item>
+  </layout></widget></item>
  <item><widget class="ctkPathLineEdit" name="folder"><property name="filters">
   <set>ctkPathLineEdit::Dirs|ctkPathLineEdit::Writable</set></property></widget></item>
  <item><widget class="ctkSliderWidget" name="slider"><property name="maximum"><double>1</double></property>
-  <property name="singleStep"><double>0.05</double></property><property name="value"><double>0.5</double></property></widget></item>
- <item><widget class="QCheckBox" name="box"><property name="SlicerParameterName" stdset="0"><string>flag</string></property></widget></item>
+  <property name="singleStep"><double>0.05</double></property>
+  <property name="value"><double>0.5</double></property></widget></item>
+ <item><widget class="QCheckBox" name="box">
+  <property name="SlicerParameterName" stdset="0"><string>flag</string></property></widget></item>
 </layout></widget>
-<customwidgets><customwidget><class>qMRMLWidget</class><extends>QWidget</extends><container>1</container></customwidget></customwidgets>
+<customwidgets><customwidget><class>qMRMLWidget</class><extends>QWidget</extends><container>1</container>
+</customwidget></customwidgets>
 <connections><connection><sender>Toy</sender><signal>mrmlSceneChanged(vtkMRMLScene*)</signal>
  <receiver>selector</receiver><slot>setMRMLScene(vtkMRMLScene*)</slot></connection></connections>
 </ui>"""
@@ -125,9 +131,11 @@ def test_file_dialog_returns_path_alone(monkeypatch):
     import qt
     from PySide6 import QtWidgets
 
-    wrapped = qt.QFileDialog.getOpenFileName
-    assert callable(wrapped)
-    monkeypatch.setattr(QtWidgets.QFileDialog, "exec", lambda self: 0)
+    def answer(*args):
+        return "scan.nii.gz", "All files (*)"
+
+    monkeypatch.setattr(QtWidgets.QFileDialog, "getOpenFileName", staticmethod(answer))
+    assert qt.QFileDialog.getOpenFileName(None, "Open", "") == "scan.nii.gz"
     assert issubclass(qt.QFileDialog, QtWidgets.QFileDialog)
 
 

@@ -1,4 +1,4 @@
-"""The host's scene, modules and `slicer.util`: saving and reopening, closing, loading and reloading, the display probe."""
+"""The host's scene, modules and `slicer.util`: saving, reopening, closing, reloading, and the display probe."""
 
 from __future__ import annotations
 
@@ -171,7 +171,10 @@ def test_closing_the_scene_tells_the_module_and_keeps_the_views(toy, slicerHost,
 
 
 def onGrid(node, matrix) -> np.ndarray:
-    """Values of a volume, in RAS where they are tensors, at the voxels of another grid: Slicer's readers may flip an axis and say so in the affine."""
+    """Values of a volume, in RAS where they are tensors, at the voxels of another grid.
+
+    Slicer's readers may flip an axis, and say so in the affine.
+    """
     import slicer
     import vtk
     from vtkmodules.util.numpy_support import vtk_to_numpy

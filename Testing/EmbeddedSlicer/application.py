@@ -30,7 +30,8 @@ def _handleMessage(kind: Any, context: Any, text: str) -> None:
 class Application(QtWidgets.QApplication):
     """Stands in for ``qSlicerApplication``.
 
-    What it leaves out: the Python console, the error log, command line options, extensions and their manager, the DICOM database, translations.
+    What it leaves out: the Python console, the error log, command line options, extensions and their manager, the
+    DICOM database, translations.
     """
 
     startupCompleted = QtCore.Signal()

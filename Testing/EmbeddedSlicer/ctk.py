@@ -1,7 +1,7 @@
 """The ``ctk`` module of Slicer's Python: the widgets of CTK that modules use, drawn anew.
 
-Each keeps the properties, signals and slots of CTK's widget of that name that are documented for its users. What it leaves out: CTK's own painting and
-its proxies between units; classes that are not in this file do not exist.
+Each keeps the properties, signals and slots of CTK's widget of that name that are documented for its users. What it
+leaves out: CTK's own painting and its proxies between units; classes that are not in this file do not exist.
 """
 
 from __future__ import annotations

@@ -4,15 +4,16 @@
 
     from EmbeddedSlicer import host
 
-    app = host.start()                                     # the scene, slicer.*, qt and ctk; offscreen where there is no display
-    window = host.mainWindow()                             # views and panel; leave it out for tests of logic
-    widget = host.loadModule("DiffusionFM/DiffusionFM.py") # the module's DiffusionFMWidget, its panel shown in the window
-    host.wait(lambda: widget.done, timeout=60)             # let Qt work until something holds
+    app = host.start()                       # scene, slicer.*, qt, ctk; offscreen where there is no display
+    window = host.mainWindow()               # panel and views; tests of logic do without
+    widget = host.loadModule("DiffusionFM/DiffusionFM.py")  # the module's widget object, its panel shown
+    host.wait(lambda: widget.done, timeout=60)  # let Qt work until something holds
     host.screenshot("demo/screenshot.png")
-    host.run()                                             # a person takes over, until the window is closed
+    host.run()                               # a person takes over, until the window is closed
 
-Import no ``slicer``, ``qt``, ``ctk`` or module before `start`: it decides first whether there is a display.
-Mouse: drag left for window and level, middle (or shift and left) to pan, right to zoom, wheel to scroll slices; shift and move sets the crosshair.
+Import no ``slicer``, ``qt``, ``ctk`` or module before `start`: it decides first whether there is a display. Mouse:
+drag left for window and level, middle (or shift and left) to pan, right to zoom, wheel to scroll slices; shift and
+move sets the crosshair.
 """
 
 from __future__ import annotations
@@ -194,7 +195,7 @@ def stop() -> None:
         return
     _Host.app.moduleManager().unloadModules()
     if _Host.window is not None:
-        _Host.window.layoutManager.close_()
+        _Host.window.layoutManager.closeViews()
         _Host.window.close()
     _Host.app.processEvents()
     logging.debug("The embedded host has ended.")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import slicer
+import vtk
 
 from EmbeddedSlicer.scene import Scene
 
@@ -55,7 +56,8 @@ class IOManager:
         fileType : str
             As `fileType` gives it.
         properties : dict
-            ``fileName``, and optionally ``name``, ``labelmap``, ``singleFile``, ``show``, ``colorNodeID`` (volumes) or ``clear`` (scenes).
+            ``fileName``, and optionally ``name``, ``labelmap``, ``singleFile``, ``show``, ``colorNodeID`` (volumes)
+            or ``clear`` (scenes).
         nodes : vtkCollection or None
             Receives the loaded node.
         """
@@ -108,7 +110,8 @@ class IOManager:
             _report(messages, f"{path} cannot be read.")
             scene.RemoveNode(node)
             return None
-        node.CreateDefaultDisplayNodes() if node.IsA("vtkMRMLDisplayableNode") else None
+        if node.IsA("vtkMRMLDisplayableNode"):
+            node.CreateDefaultDisplayNodes()
         return node
 
     def _showVolume(self, node: Any, properties: dict[str, Any]) -> None:
@@ -136,7 +139,8 @@ class IOManager:
         Parameters
         ----------
         fileType : str
-            ``"SceneFile"``: ``.mrb`` (with all data), ``.mrml`` (scene alone), or a folder. Else the node ``properties["nodeID"]``.
+            ``"SceneFile"``: ``.mrb`` (with all data), ``.mrml`` (scene alone), or a folder. Else the node
+            ``properties["nodeID"]``.
         """
         path = str(properties["fileName"])
         scene = self._scene.mrml
@@ -165,6 +169,4 @@ def _stem(path: str) -> str:
 
 def _report(messages: Any, text: str) -> None:
     if messages is not None:
-        import vtk
-
         messages.AddMessage(vtk.vtkCommand.ErrorEvent, text)

@@ -20,8 +20,8 @@ _KINDS = {"vtkMRMLSliceNode": (SliceWidget, SliceView), "vtkMRMLViewNode": (Thre
 class LayoutManager(QtCore.QObject):
     """Shows the views that the scene's layout node asks for.
 
-    Layouts are those of ``vtkMRMLLayoutNode``, in Slicer's XML, so that a module's own ones work too. What it leaves out: plot, table and other views
-    (an empty place stands there), and several windows.
+    Layouts are those of ``vtkMRMLLayoutNode``, in Slicer's XML, so that a module's own ones work too. What it leaves
+    out: plot, table and other views (an empty place stands there), and several windows.
     """
 
     layoutChanged = QtCore.Signal(int)
@@ -112,7 +112,7 @@ class LayoutManager(QtCore.QObject):
         for widget in self._visible:
             widget.picture.scheduleRender()
 
-    def close_(self) -> None:
+    def closeViews(self) -> None:
         """Close the views for good."""
         for widget in self._widgets.values():
             widget.view.close()

@@ -124,5 +124,5 @@ class MainWindow(QtWidgets.QMainWindow):
 
 
 def make(scene: Scene) -> Any:
-    """Make the window, in PythonQt's manner, since `slicer.util.mainWindow` finds it by its attribute ``objectName``."""
+    """Make the window in PythonQt's manner: `slicer.util.mainWindow` looks for its attribute ``objectName``."""
     return qt.pythonqt(MainWindow, "qSlicerMainWindow")(scene)

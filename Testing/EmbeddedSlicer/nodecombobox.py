@@ -25,7 +25,8 @@ def _property(kind: Any, field: str) -> QtCore.Property:
 class NodeComboBox(QtWidgets.QWidget):
     """``qMRMLNodeComboBox``: choose, add, rename and remove nodes of given classes.
 
-    As in Slicer the selection follows the scene: a removed node is unselected, and where "None" is not offered the first node is selected.
+    As in Slicer the selection follows the scene: a removed node is unselected, and where "None" is not offered the
+    first node is selected.
     """
 
     currentNodeChanged = QtCore.Signal(object)

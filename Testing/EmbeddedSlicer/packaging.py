@@ -1,4 +1,6 @@
-"""``slicer.packaging``: says what is installed. It installs nothing: the host's environment is made by the project's own set-up.
+"""``slicer.packaging``: says what is installed, and installs nothing.
+
+The host's environment is made by the project's own set-up.
 
 What it leaves out: everything that changes the environment, progress dialogs, and constraints.
 """

@@ -1,7 +1,8 @@
 """``slicer.parameterNodeWrapper``: typed attributes over a vtkMRMLScriptedModuleNode, tied to widgets.
 
-Values are kept in the node, as text and node references, so that they are saved with the scene. What it leaves out: parameter packs, custom
-serializers, lists and dicts that notice changes inside of them (assign a new one), and nodes inside of containers.
+Values are kept in the node, as text and node references, so that they are saved with the scene. What it leaves out:
+parameter packs, custom serializers, lists and dicts that notice changes inside of them (assign a new one), and nodes
+inside of containers.
 """
 
 from __future__ import annotations

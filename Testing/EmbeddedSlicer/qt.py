@@ -1,11 +1,11 @@
 """The ``qt`` module of Slicer's Python, on top of PySide6.
 
-Slicer wraps Qt with PythonQt, where a meta-property is an attribute (``button.text = "Apply"``, ``if box.checked``), signals also connect by their
-signature (``button.connect("clicked(bool)", f)``), and a misspelt attribute is an error. Each class is made from PySide6's on first use, so that code
-written for PySide6 keeps working next to it.
+Slicer wraps Qt with PythonQt, where a meta-property is an attribute (``button.text = "Apply"``, ``if box.checked``),
+signals also connect by their signature (``button.connect("clicked(bool)", f)``), and a misspelt attribute is an
+error. Each class is made from PySide6's on first use, so that code written for PySide6 keeps working next to it.
 
-What it leaves out: emitting a signal by calling it (use ``emit``), and PythonQt's ``delete``. Objects that Qt itself creates, such as the buttons of a
-message box, have PySide6's plain classes.
+What it leaves out: emitting a signal by calling it (use ``emit``), and PythonQt's ``delete``. Objects that Qt itself
+creates, such as the buttons of a message box, have PySide6's plain classes.
 """
 
 from __future__ import annotations
@@ -181,15 +181,15 @@ def _is_signal(method: Any) -> bool:
     return method.methodType() == QtCore.QMetaMethod.MethodType.Signal
 
 
-def _first(dialog: Callable[..., Any]) -> Callable[..., Any]:
+def _path_alone(name: str) -> Any:
     # PySide6 returns (path, filter), PythonQt the path alone
-    return staticmethod(lambda *args, **named: dialog(*args, **named)[0])
+    return staticmethod(lambda *args, **named: getattr(QtWidgets.QFileDialog, name)(*args, **named)[0])
 
 
 def _file_dialog() -> type:
     made = pythonqt(QtWidgets.QFileDialog)
     for name in ("getOpenFileName", "getOpenFileNames", "getSaveFileName"):
-        type.__setattr__(made, name, _first(getattr(QtWidgets.QFileDialog, name)))
+        type.__setattr__(made, name, _path_alone(name))
     return made
 
 

@@ -1,6 +1,7 @@
 """``slicer.ScriptedLoadableModule``: the base classes of scripted modules.
 
-What it leaves out: command line interfaces of modules, taking screenshots into the scene, and the parts of the reload section that edit or restart.
+What it leaves out: command line interfaces of modules, taking screenshots into the scene, and the parts of the reload
+section that edit or restart.
 """
 
 from __future__ import annotations

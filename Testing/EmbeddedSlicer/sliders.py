@@ -30,6 +30,7 @@ class SliderWidget(QtWidgets.QWidget):
         self._box.setRange(0.0, 99.0)
         self._box.setKeyboardTracking(False)
         self._tracking = True
+        self._page = 10.0
         layout = _row(self)
         layout.addWidget(self._slider, 1)
         layout.addWidget(self._box)
@@ -107,7 +108,6 @@ class SliderWidget(QtWidgets.QWidget):
     prefix = QtCore.Property(str, lambda self: self._box.prefix(), lambda self, v: self._box.setPrefix(v))
     suffix = QtCore.Property(str, lambda self: self._box.suffix(), lambda self, v: self._box.setSuffix(v))
     tracking = QtCore.Property(bool, lambda self: self._tracking, _setTracking)
-    _page = 10.0
 
 
 class RangeWidget(QtWidgets.QWidget):

@@ -21,8 +21,8 @@ def registerWidget(name: str, kind: type) -> None:
 class UiLoader(QtUiTools.QUiLoader):
     """``qt.QUiLoader`` that also makes ``ctk*`` and ``qMRML*`` widgets.
 
-    Qt's loader knows neither the enumerations nor the slots of classes that exist in Python alone. So their enumeration values are handed on as text,
-    and the connections of the file are made here.
+    Qt's loader knows neither the enumerations nor the slots of classes that exist in Python alone. So their
+    enumeration values are handed on as text, and the connections of the file are made here.
     """
 
     def __init__(self, parent: Any = None) -> None:

@@ -201,6 +201,8 @@ class ThreeDView(View):
         node.SetBackgroundColor2(*DARK[1])
         node.SetBoxVisible(False)
         node.SetAxisLabelsVisible(False)
+        # lines without it are ragged, and multisampling costs too much on a CPU
+        self.renderer.SetUseFXAA(True)
         self.interactor.SetInteractorStyle(vtk.vtkInteractorStyle3D())
         self._start(node, slicer.vtkMRMLThreeDViewInteractorStyle())
 

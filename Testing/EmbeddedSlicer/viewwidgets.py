@@ -214,10 +214,6 @@ class ViewWidget(QtWidgets.QWidget):
             f"#viewBar {{ background: {color.name()}; }} #viewBar * {{ color: black; background: transparent; }}" + _BAR
         )
 
-    def close_(self) -> None:
-        """Close the view for good."""
-        self.view.close()
-
 
 class SliceWidget(ViewWidget):
     """Stands in for ``qMRMLSliceWidget``."""
