@@ -61,6 +61,12 @@ def test_scan_without_gradients_asks_for_files(driver, tmp_path):
     driver.ui.bvalEdit.currentPath = str(tmp_path / "a.bval")
     driver.ui.bvecEdit.currentPath = str(tmp_path / "a.bvec")
     assert driver.ui.applyButton.enabled
+    # what was found with wrong files must not stand in the way of the right ones
+    driver.panel.scanBox.setQuality(sequence, None, {"dti": "Too few directions.", "adc": None})
+    driver.panel.refresh()
+    assert not driver.ui.applyButton.enabled
+    driver.ui.bvecEdit.currentPath = str(tmp_path / "b.bvec")
+    assert driver.ui.applyButton.enabled
     # another scan must not inherit them
     driver.choose(addSmallScan())
     assert driver.ui.bvalEdit.currentPath == ""

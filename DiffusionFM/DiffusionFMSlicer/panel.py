@@ -138,6 +138,8 @@ class Panel:
             self.form.show(self.parameters)
         if name == "tubes":
             self._showTubes(value)
+        if name in ("bval", "bvec"):
+            self.scanBox.forgetScan(self.parameters.reference(SCAN))
         self.refresh()
 
     def _showTubes(self, on: bool) -> None:

@@ -61,7 +61,8 @@ def workerEnvironment(base: Mapping[str, str]) -> dict[str, str]:
 def killTree(process: subprocess.Popen[str]) -> None:
     """End a process and everything it started, at once."""
     if os.name == "nt":
-        subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], capture_output=True, check=False)
+        command = ["taskkill", "/F", "/T", "/PID", str(process.pid)]
+        subprocess.run(command, capture_output=True, check=False, creationflags=subprocess.CREATE_NO_WINDOW)  # type: ignore[attr-defined]
     else:
         # the group outlives its leader as long as a grandchild runs
         with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -87,6 +87,12 @@ class ScanBox:
         if models:
             self._models[scan.GetID()] = models
 
+    def forgetScan(self, scan: Any) -> None:
+        """Forget what was found out about a scan: its gradients are others now."""
+        if scan is not None:
+            self._quality.pop(scan.GetID(), None)
+            self._models.pop(scan.GetID(), None)
+
     def forget(self) -> None:
         """Forget all scans: the scene was closed."""
         self._quality.clear()

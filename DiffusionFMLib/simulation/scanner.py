@@ -12,7 +12,7 @@ from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.events import Report
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.maps import MapSpec, ParameterMap
-from DiffusionFMLib.physics import MODELS
+from DiffusionFMLib.physics import DTI
 from DiffusionFMLib.settings import SimulateSettings
 from DiffusionFMLib.simulation import anatomy, lesions, tissue
 
@@ -84,7 +84,7 @@ def simulate(settings: SimulateSettings, report: Report) -> Simulated:
 
     sigma = tissue.WM_S0 / settings.snr
     signal = np.empty((*shape, len(gtab)), np.float32)
-    pseudo_inverse = np.linalg.pinv(_design(gtab))
+    pseudo_inverse = np.linalg.pinv(DTI().design(gtab))
     theta = np.zeros((int(head.sum()), 7))
     for n in range(len(gtab)):
         report.progress(n, len(gtab), "Scanning")
@@ -171,13 +171,6 @@ def _texture(shape: tuple[int, int, int], voxel_size: float, rng: np.random.Gene
     return np.clip(field, -0.6, 0.6).astype(np.float32)
 
 
-def _design(gtab: GradientTable) -> NDArray[np.float64]:
-    """Log-linear tensor design in um2/ms and ln S0, shape (N, 7)."""
-    x, y, z = gtab.bvecs.T
-    quadratic = np.column_stack([x * x, 2 * x * y, 2 * x * z, y * y, 2 * y * z, z * z])
-    return np.column_stack([-1e-3 * gtab.bvals[:, None] * quadratic, np.ones(len(gtab))])
-
-
 def _truth(
     theta: NDArray[np.float64],
     mask: NDArray[np.bool_],
@@ -192,7 +185,7 @@ def _truth(
     md = evals.mean(axis=1)
     fa = np.sqrt(1.5 * ((evals - md[:, None]) ** 2).sum(axis=1) / (evals**2).sum(axis=1))
     values = {"fa": fa, "md": md * 1e-3, "v1": evecs[..., 2], "tensor": theta[:, :6] * 1e-3, "s0": np.exp(theta[:, 6])}
-    specs = {spec.name: spec for spec in MODELS["dti"].map_specs}
+    specs = {spec.name: spec for spec in DTI.map_specs}
     provenance = {"source": "noise-free signal of the simulation", "method": "ols"}
     truth = {}
     for name, value in values.items():
