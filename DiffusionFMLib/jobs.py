@@ -160,6 +160,11 @@ def _read(settings: ScanSettings, report: JobReport, session: Session) -> Acquis
     if not settings.dwi:
         msg = "No diffusion scan was given."
         raise SettingsError(msg, "Name a NIfTI or NRRD file, or a DICOM folder.")
+    if settings.t1w:
+        from DiffusionFMLib.io import read_image
+
+        image = read_image(Path(settings.t1w), report)
+        report.warning("t1w-unused", f"{image.name} was read, but no model of this version uses a T1w image.")
     return session.read(settings, report)
 
 

@@ -75,6 +75,17 @@ def test_info_lists_what_was_normalised(copy, capsys):
     assert "scan.bvec holds a row per volume" in capsys.readouterr().out
 
 
+def test_t1w_is_read_and_said_to_be_unused(scan, tmp_path, capsys):
+    import nibabel
+
+    assert main(["info", str(scan), "--t1w", str(tmp_path / "none.nii")]) == USER
+    assert "none.nii does not exist" in capsys.readouterr().err
+    t1w = nibabel.Nifti1Image(np.ones((3, 4, 5), np.float32), np.eye(4))
+    nibabel.save(t1w, tmp_path / "t1w.nii")
+    assert main(["info", str(scan), "--t1w", str(tmp_path / "t1w.nii")]) == DONE
+    assert "no model of this version uses" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["again.nii.gz", "again.nrrd"])
 def test_convert_keeps_the_scan(scan, tmp_path, capsys, name):
     assert main(["convert", str(scan), "--out", str(tmp_path / name)]) == DONE
