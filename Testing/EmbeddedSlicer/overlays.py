@@ -11,14 +11,15 @@ _SIDES = ("R", "L"), ("A", "P"), ("S", "I")
 
 
 def placeText(sliceNode: Any) -> str:
-    """Where a slice lies along the patient's axis that it cuts, as ``"L 12.5 mm"``; for an oblique one its offset."""
+    """How far a slice lies from the origin, and to which side of the patient, as ``"L 12.5 mm"``.
+
+    An oblique slice's distance is along its normal; the side is that which the normal points to most.
+    """
     matrix = sliceNode.GetSliceToRAS()
     normal = np.array([matrix.GetElement(i, 2) for i in range(3)])
     axis = int(np.argmax(np.abs(normal)))
-    if abs(normal[axis]) < 0.999:
-        return f"{sliceNode.GetSliceOffset():.1f} mm"
-    place = matrix.GetElement(axis, 3)
-    return f"{_SIDES[axis][0 if place >= 0 else 1]} {abs(place):.1f} mm"
+    offset = sliceNode.GetSliceOffset() * np.sign(normal[axis])
+    return f"{_SIDES[axis][0 if offset >= 0 else 1]} {abs(offset):.1f} mm"
 
 
 def sideOf(direction: np.ndarray[Any, Any]) -> str:
