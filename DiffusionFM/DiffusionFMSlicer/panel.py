@@ -79,7 +79,7 @@ class Panel:
         ui.applyButton.clicked.connect(lambda *_: self.apply())
         ui.cancelButton.clicked.connect(lambda *_: self.cancel())
         ui.logButton.clicked.connect(lambda *_: self.showLog())
-        ui.fourUpButton.clicked.connect(lambda *_: self._arrange(views.showFourUp))
+        ui.fourUpButton.clicked.connect(lambda *_: self._arrange(lambda: views.showFourUp(self._resultsByName())))
         ui.mapsButton.clicked.connect(lambda *_: self._arrange(lambda: views.showMapsGrid(self._resultsByName())))
         ui.centreButton.clicked.connect(lambda *_: self.centre())
         self.showParameters()

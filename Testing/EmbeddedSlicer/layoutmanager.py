@@ -128,6 +128,7 @@ class LayoutManager(QtCore.QObject):
         self._shown = wanted
         for widget in self._visible:
             widget.setParent(None)
+            widget.view.node.SetMappedInLayout(False)
         self._visible = []
         old, self._root = self._root, self._build(ElementTree.fromstring(wanted[1]))
         if old is not None:
@@ -136,6 +137,7 @@ class LayoutManager(QtCore.QObject):
             old.deleteLater()
         self._viewport.layout().addWidget(self._root)
         for widget in self._visible:
+            widget.view.node.SetMappedInLayout(True)
             widget.show()
         self._root.show()
         self.layoutChanged.emit(number)

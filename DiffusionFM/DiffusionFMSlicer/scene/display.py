@@ -114,8 +114,20 @@ def renewLegends() -> None:
 
 
 def refreshLegends() -> None:
-    """Make the legends look again at which volumes the slice views show."""
+    """Show each legend in the first slice view that has its volume: in all of them it would only cover anatomy."""
+    views: dict[str, str] = {}
+    visible = {
+        s.GetLayoutName(): s.GetID() for s in slicer.util.getNodesByClass("vtkMRMLSliceNode") if s.IsMappedInLayout()
+    }
+    for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
+        if composite.GetLayoutName() in visible:
+            for volume in (composite.GetBackgroundVolumeID(), composite.GetForegroundVolumeID()):
+                views.setdefault(volume or "", visible[composite.GetLayoutName()])
     for legend in slicer.util.getNodesByClass("vtkMRMLColorLegendDisplayNode"):
+        volume = legend.GetPrimaryDisplayNode().GetDisplayableNode() if legend.GetPrimaryDisplayNode() else None
+        view = views.get(volume.GetID()) if volume is not None and volume.GetAttribute("DiffusionFM.Name") else None
+        if view is not None and not (legend.GetNumberOfViewNodeIDs() == 1 and legend.IsViewNodeIDPresent(view)):
+            legend.SetViewNodeIDs([view])
         legend.Modified()
 
 

@@ -128,6 +128,8 @@ def setTubes(node: Any, on: bool) -> None:
         if on:
             setTracts(tubes, makeTubes(node.GetPolyData()))
             tubes.GetDisplayNode().SetLighting(True)
+            # a little of its own light keeps the colour of what faces away readable
+            tubes.GetDisplayNode().SetAmbient(0.3)
         tubes.GetDisplayNode().SetVisibility2D(False)
         tubes.GetDisplayNode().SetVisibility(on)
     node.GetDisplayNode().SetVisibility3D(not on)

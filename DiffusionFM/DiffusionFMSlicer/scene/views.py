@@ -117,8 +117,11 @@ def centreViews(volume: Any, tracts: Any = None) -> None:
 
 
 def aimCameras(centre: NDArray[Any], radius: float) -> None:
-    """Look at a point from the left, half from the front and above, so that a ball of the radius fills the view."""
-    direction = np.array([-0.65, 0.6, 0.45])
+    """Look at a point from the front, somewhat from the left and above, so that a ball of the radius fills the view.
+
+    From there the callosum shows between the hemispheres; from the side, outer bundles hide it.
+    """
+    direction = np.array([-0.25, 0.85, 0.42])
     direction /= np.linalg.norm(direction)
     for node in slicer.util.getNodesByClass("vtkMRMLCameraNode"):
         camera = node.GetCamera()
@@ -134,16 +137,23 @@ def layoutNode() -> Any:
     return slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLLayoutNode")
 
 
-def showFourUp() -> None:
-    """Three slices and 3D."""
+def showFourUp(results: dict[str, Any]) -> None:
+    """Three slices and 3D, with the tracts in both.
+
+    Parameters
+    ----------
+    results : dict
+        Nodes by map name.
+    """
     node = layoutNode()
     if node is not None:
         node.SetViewArrangement(node.SlicerLayoutFourUpView)
+        _showTractsInSlices(results, True)
         refreshLegends()
 
 
 def showMapsGrid(results: dict[str, Any]) -> None:
-    """Six axial slices, linked, with a map each.
+    """Six axial slices, linked, with a map each and nothing over it.
 
     Parameters
     ----------
@@ -166,8 +176,14 @@ def showMapsGrid(results: dict[str, Any]) -> None:
             composite.SetLinkedControl(True)
             composite.SetBackgroundVolumeID(volume.GetID())
             composite.SetForegroundVolumeID(None)
+    _showTractsInSlices(results, False)
     centreViews(maps[0])
     refreshLegends()
+
+
+def _showTractsInSlices(results: dict[str, Any], on: bool) -> None:
+    if "tracts" in results:
+        results["tracts"].GetDisplayNode().SetVisibility2D(on)
 
 
 def mapsLayout() -> str:
