@@ -90,6 +90,25 @@ class Driver:
             time.sleep(0.005)
         return time.monotonic() - begun
 
+    def timeCallbacks(self) -> list[float]:
+        """Seconds of each callback of the module from now on; the host's own drawing is not among them."""
+        seconds: list[float] = []
+
+        def timed(plain: Callable[[], Any]) -> Callable[[], Any]:
+            def call() -> Any:
+                begun = time.monotonic()
+                try:
+                    return plain()
+                finally:
+                    seconds.append(time.monotonic() - begun)
+
+            return call
+
+        runner = self.panel.runner
+        for owner, name in ((runner, "_step"), (runner, "poll"), (self.panel, "refresh")):
+            setattr(owner, name, timed(getattr(owner, name)))
+        return seconds
+
     @property
     def idle(self) -> bool:
         return self.panel.runner.state.name == "IDLE"
