@@ -66,6 +66,9 @@ def show(dwi: str, out: Path, headless: bool) -> int:
     for name, value in {"tracts": True, "tubes": True, "max_count": TRACT_COUNT, "out": str(out / "maps")}.items():
         panel.parameters.set(name, value)
     panel.showParameters()
+    if not panel.ui.applyButton.enabled:
+        print(panel.ui.applyButton.toolTip, file=sys.stderr)
+        return 2
     panel.ui.applyButton.click()
     if not finish(host, panel):
         return 2

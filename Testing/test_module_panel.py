@@ -188,7 +188,7 @@ def test_dead_worker_is_an_error_with_a_log_and_the_next_apply_works(driver, tmp
     assert "Fatal: out of memory" in driver.ui.logText.plainText
     driver.apply()
     assert "fa" in driver.results()
-    assert not driver.ui.messageLabel.isVisibleTo(driver.widget.parent)
+    assert not driver.panel.lastError
 
 
 def test_failure_shows_message_and_hint(driver):
@@ -300,3 +300,36 @@ def test_installing_is_asked_for_before_a_worker_starts(driver, monkeypatch):
     assert "extension PyTorch" in driver.ui.messageLabel.text
     assert driver.idle
     assert not driver.worker.running
+
+
+def test_another_scan_is_never_under_a_former_ones_map(driver):
+    from DiffusionFMSlicer import resultlist
+    from DiffusionFMSlicer.scene import views
+
+    driver.useFakeWorker("ok")
+    driver.choose(addSmallScan())
+    driver.apply()
+    assert resultlist.isVisible(driver.results()["fa"])
+    other = addSmallScan("other", 1)
+    driver.choose(other)
+    assert not any(resultlist.isVisible(node) for node in resultlist.resultNodes())
+    assert views.shownLayer(other) == "background"
+    assert views.overlayNode() is None
+
+
+def test_newest_run_is_shown_and_the_grid_holds_one_run(driver):
+    from DiffusionFMSlicer import resultlist
+
+    driver.useFakeWorker("ok")
+    scan = addSmallScan()
+    driver.choose(scan)
+    driver.apply()
+    driver.panel.parameters.set("method", "ols")
+    driver.panel.showParameters()
+    driver.apply()
+    runs = {node.GetAttribute("DiffusionFM.Run") for node in resultlist.resultNodes()}
+    assert runs == {"dti wls", "dti ols"}
+    shown = [n for n in resultlist.resultNodes() if n.IsA("vtkMRMLVolumeNode") and resultlist.isVisible(n)]
+    assert {n.GetAttribute("DiffusionFM.Run") for n in shown} == {"dti ols"}
+    assert {n.GetAttribute("DiffusionFM.Run") for n in driver.panel._resultsByName().values()} == {"dti ols"}
+    assert all("(dti ols)" in n.GetName() for n in shown)

@@ -29,10 +29,9 @@ from DiffusionFMSlicer.parameters import (
 from DiffusionFMSlicer.runner import Runner
 from DiffusionFMSlicer.scanbox import ScanBox
 from DiffusionFMSlicer.scene import display, inputs, tracts, views
-from DiffusionFMSlicer.scene.results import NAME, resultNodes
+from DiffusionFMSlicer.scene.results import NAME, RUN, resultNodes
 from DiffusionFMSlicer.scene.results import SCAN as SCAN_OF_RESULT
 
-OVERLAY_OPACITY = 0.5
 FIRST_MAPS = ("fa", "adc")
 """What is shown first of a model's maps."""
 
@@ -95,6 +94,9 @@ class Panel:
         """Another scene is there: show its parameters and results."""
         self.scanBox.forget()
         self._fresh = False
+        self.ui.progressBar.value = 0
+        self.ui.progressBar.format = ""
+        self._clearMessages()
         self.setParameters(parameters)
         if parameters.get("tubes"):
             # a scene is saved without them, but with the lines hidden that they stand for
@@ -161,7 +163,19 @@ class Panel:
             for name in ("bval", "bvec"):
                 self.parameters.set(name, found.get(name, ""))
             self._clearMessages()
+            self._showScanAlone(node)
         self.showParameters()
+
+    def _showScanAlone(self, scan: Any) -> None:
+        """Take other scans' results out of the views: one patient's map must not lie over another's anatomy."""
+        hidden = False
+        for node in resultNodes():
+            if node.GetNodeReference(SCAN_OF_RESULT) is not scan and resultlist.isVisible(node):
+                resultlist.setVisible(node, False)
+                hidden = True
+        if hidden and scan is not None and scan.IsA("vtkMRMLVolumeNode"):
+            views.showVolume(scan)
+            views.centreViews(scan)
 
     def _enableModels(self, gradients: inputs.Gradients | None) -> None:
         """Grey out the models that the protocol cannot feed, and say why; none while the gradients are unknown."""
@@ -196,8 +210,11 @@ class Panel:
         """Compute what the panel says."""
         self._clearMessages()
         p = self.parameters
-        shown = (n for n in self._resultsByName().values() if n.IsA("vtkMRMLVolumeNode"))
-        self._presenting = not any(resultlist.isVisible(n) for n in shown)
+        run = f"{p.get('model')} {p.get('method')}"
+        shown = [n for n in resultNodes() if n.IsA("vtkMRMLVolumeNode") and resultlist.isVisible(n)]
+        self._presenting = not any(
+            n.GetAttribute(RUN) == run and n.GetNodeReference(SCAN_OF_RESULT) is p.reference(SCAN) for n in shown
+        )
         self._begin(
             lambda: self.runner.apply(
                 p.reference(SCAN), p.settings, p.reference(MASK), p.reference(SEED_MASK) if p.get("tracts") else None
@@ -232,6 +249,7 @@ class Panel:
 
     def _arrange(self, arrange: Callable[[], None]) -> None:
         arrange()
+        self.centre()
         # legends look for their volumes in views that exist; new ones do from the next turn of the event loop on
         qt.QTimer.singleShot(0, display.refreshLegends)
 
@@ -270,6 +288,7 @@ class Panel:
         if inputs.isScan(node) and not node.GetAttribute(NAME):
             self.parameters.setReference(SCAN, node)
             self._fresh = True
+            self._showScanAlone(node)
             self.showParameters()
             views.showVolume(node)
             views.centreViews(node)
@@ -281,7 +300,10 @@ class Panel:
 
     def onAnswer(self, job: str, scan: Any, answer: dict[str, Any]) -> None:
         """See `Listener`."""
-        self.scanBox.setQuality(scan, answer.get("quality"), answer.get("models"))
+        quality = answer.get("quality")
+        self.scanBox.setQuality(scan, quality, answer.get("models"))
+        if quality and quality["light"] != "green" and quality["findings"]:
+            self.onWarning(quality["findings"][0])
         self.refresh()
 
     def onEnded(self, job: str, outcome: Outcome, message: str, hint: str, choices: dict[str, str]) -> None:
@@ -300,20 +322,29 @@ class Panel:
         self.refresh()
 
     def _present(self, node: Any) -> None:
-        """Show a first run's maps as they come; later runs leave the views as the user arranged them."""
+        """Show a run's first map as it comes; running it again leaves the views as the user arranged them."""
         if not self._presenting:
             return
         if node.GetAttribute(NAME) in FIRST_MAPS:
+            views.setOverlay(None, self.ui.opacitySlider.value)
             views.showVolume(node)
             if self._fresh:
                 views.centreViews(node)
                 self._fresh = False
         elif node.GetAttribute(NAME) == "colorfa":
-            views.setOverlay(node, OVERLAY_OPACITY)
+            views.setOverlay(node, self.ui.opacitySlider.value)
+        elif resultlist.isTracts(node):
+            self.centre()
 
     def _resultsByName(self) -> dict[str, Any]:
+        """Results of one run of the scan: of the one that is shown, else of the newest."""
         scan = self.parameters.reference(SCAN)
-        return {n.GetAttribute(NAME): n for n in resultNodes() if n.GetNodeReference(SCAN_OF_RESULT) is scan}
+        nodes = [n for n in resultNodes() if n.GetNodeReference(SCAN_OF_RESULT) is scan]
+        if not nodes:
+            return {}
+        shown = (n for n in nodes if n.IsA("vtkMRMLVolumeNode") and views.shownLayer(n) == "background")
+        run = next(shown, nodes[-1]).GetAttribute(RUN)
+        return {n.GetAttribute(NAME): n for n in nodes if n.GetAttribute(RUN) == run}
 
     # --- messages ---------------------------------------------------------------------------------------------
 
@@ -339,7 +370,8 @@ class Panel:
     def _showMessage(self, text: str, kind: str) -> None:
         if kind == "warning" and self.lastError:
             return
-        color = {"error": "#b3261e", "warning": "#8a5a00"}[kind]
+        isDark = self.ui.messageLabel.palette.color(qt.QPalette.Window).lightness() < 128
+        color = {"error": "#ff8a80" if isDark else "#b3261e", "warning": "#ffc14d" if isDark else "#8a5a00"}[kind]
         self.ui.messageLabel.setStyleSheet(f"color: {color};")
         self.ui.messageLabel.text = text
         self.ui.messageLabel.visible = True

@@ -173,9 +173,10 @@ class ResultList:
         selector = self._ui.overlaySelector
         selector.clear()
         selector.addItem("none", "")
+        isOneRun = len({(n.GetAttribute(RUN), n.GetNodeReferenceID(SCAN)) for n in nodes}) == 1
         for node in nodes:
             if node.GetAttribute(NAME) not in NOT_OVERLAYS:
-                selector.addItem(node.GetAttribute(TITLE), node.GetID())
+                selector.addItem(node.GetAttribute(TITLE) if isOneRun else node.GetName(), node.GetID())
         self._filling = False
 
     def _showOverlay(self, nodes: list[Any]) -> None:
@@ -188,6 +189,10 @@ class ResultList:
 
     def _overlayChosen(self) -> None:
         if not self._filling:
+            before = views.overlayNode()
+            if before is not None and before.GetAttribute(NAME):
+                # as a map of its own it shows all of its values
+                display.setThreshold(before, 0)
             views.setOverlay(self._overlay(), self._ui.opacitySlider.value)
             self._overlayTuned()
             self._changed()

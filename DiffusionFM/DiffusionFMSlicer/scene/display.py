@@ -116,6 +116,7 @@ def renewLegends() -> None:
 def refreshLegends() -> None:
     """Show each legend in the first slice view that has its volume: in all of them it would only cover anatomy."""
     views: dict[str, str] = {}
+    overlays = {c.GetForegroundVolumeID() for c in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")}
     visible = {
         s.GetLayoutName(): s.GetID() for s in slicer.util.getNodesByClass("vtkMRMLSliceNode") if s.IsMappedInLayout()
     }
@@ -124,10 +125,15 @@ def refreshLegends() -> None:
             for volume in (composite.GetBackgroundVolumeID(), composite.GetForegroundVolumeID()):
                 views.setdefault(volume or "", visible[composite.GetLayoutName()])
     for legend in slicer.util.getNodesByClass("vtkMRMLColorLegendDisplayNode"):
-        volume = legend.GetPrimaryDisplayNode().GetDisplayableNode() if legend.GetPrimaryDisplayNode() else None
-        view = views.get(volume.GetID()) if volume is not None and volume.GetAttribute("DiffusionFM.Name") else None
+        shown = legend.GetPrimaryDisplayNode()
+        volume = shown.GetDisplayableNode() if shown is not None else None
+        if volume is None or not volume.GetAttribute("DiffusionFM.Name"):
+            continue
+        view = views.get(volume.GetID())
         if view is not None and not (legend.GetNumberOfViewNodeIDs() == 1 and legend.IsViewNodeIDPresent(view)):
             legend.SetViewNodeIDs([view])
+        # at the other side, where a map and its overlay both have one
+        legend.SetPosition(0.06 if volume.GetID() in overlays else 0.97, 0.5)
         legend.Modified()
 
 

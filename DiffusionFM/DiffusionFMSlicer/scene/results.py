@@ -144,7 +144,10 @@ def _nodeOf(run: RunLabel, name: str, title: str, unit: str, make: Any) -> Any:
     node = resultsOf(run).get(name)
     if node is not None:
         return node
-    node = make(slicer.mrmlScene.GenerateUniqueName(f"{run.name} {title}"))
+    label = f"{run.name} {title}"
+    if slicer.mrmlScene.GetFirstNodeByName(label):
+        label += f" ({run.key})"
+    node = make(slicer.mrmlScene.GenerateUniqueName(label))
     node.SetAttribute(RUN, run.key)
     node.SetAttribute(NAME, name)
     node.SetAttribute(TITLE, title)
