@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,6 +194,8 @@ def _fit(
         raise ProtocolError(reason, "Choose another model, or a scan with more directions.")
     report.enter(CHECK)
     quality = session.quality(report)
+    for finding in quality.findings:
+        report.warning("quality", finding)
     key = _key(session.digest(), settings, FitSettings)
 
     names = [spec.name for spec in (*model.map_specs, RESIDUAL, STATUS)]
@@ -205,7 +208,7 @@ def _fit(
         prepared = session.prepare(settings, report)
         report.enter(FIT)
         maps = fitting.fit(prepared, model, settings, report).maps
-        ours = _provenance(key, settings, FitSettings)
+        ours = _provenance(key, settings, FitSettings, quality.findings)
         maps = {name: replace(map, provenance={**map.provenance, **ours}) for name, map in maps.items()}
         fitted = Fitted(settings, maps)
     session.keep(key, fitted)
@@ -240,8 +243,13 @@ def _relevant(settings: FitSettings, kind: type[FitSettings]) -> dict[str, Any]:
     }
 
 
-def _provenance(key: str, settings: FitSettings, kind: type[FitSettings]) -> dict[str, Any]:
-    return {"key": key, "settings": _relevant(settings, kind), "version": __version__}
+def _provenance(key: str, settings: FitSettings, kind: type[FitSettings], findings: Sequence[str]) -> dict[str, Any]:
+    return {
+        "key": key,
+        "settings": _relevant(settings, kind),
+        "version": __version__,
+        "quality_findings": list(findings),
+    }
 
 
 # --- track -----------------------------------------------------------------------------------------------
@@ -257,6 +265,9 @@ def _track(settings: TrackSettings, report: JobReport, session: Session, arrays:
     if settings.min_length >= settings.max_length:
         msg = f"min_length is {settings.min_length:g} mm and max_length {settings.max_length:g} mm."
         raise SettingsError(msg, "Choose a minimum below the maximum.")
+    if settings.seed_label and not settings.seed_mask:
+        msg = f"seed_label is {settings.seed_label}, but there is no seed mask to take it from."
+        raise SettingsError(msg, "Give the seed mask too, or leave the label out.")
     seeds = None
     if settings.seed_mask:
         # before the fit, so that a mask of another scan does not cost its time
@@ -264,7 +275,7 @@ def _track(settings: TrackSettings, report: JobReport, session: Session, arrays:
     result, fitted, acquisition = _fit(settings, report, session, arrays)
 
     report.enter(TRACK)
-    name = f"{acquisition.name}_model-tensor_desc-{settings.tracker}_tractography"
+    name = f"{acquisition.name}_model-tensor{_seed_entity(settings)}_desc-{settings.tracker}_tractography"
     path = Path(settings.out) / f"{name}.{settings.tract_format}"
     seeded = "" if seeds is None else hashlib.sha256(np.packbits(seeds).data).hexdigest()
     key = _key(session.digest(), settings, TrackSettings, seeded)
@@ -277,7 +288,11 @@ def _track(settings: TrackSettings, report: JobReport, session: Session, arrays:
         outputs.sidecar_path(path).unlink(missing_ok=True)
         write_tracts(path, tracts.streamlines, acquisition.affine, acquisition.shape, tracts.fa)
         outputs.write_sidecar(
-            path, {"Streamlines": len(tracts), "Provenance": _provenance(key, settings, TrackSettings)}
+            path,
+            {
+                "Streamlines": len(tracts),
+                "Provenance": _provenance(key, settings, TrackSettings, result["quality"]["findings"]),
+            },
         )
     array = None
     if arrays is not None:
@@ -289,6 +304,14 @@ def _track(settings: TrackSettings, report: JobReport, session: Session, arrays:
     report.progress(1, 1, TRACK)
     kept = [*result["reused"], *(["tracts"] if reused else [])]
     return {**result, "tracts": [path.name], "count": len(tracts), "reused": kept}
+
+
+def _seed_entity(settings: TrackSettings) -> str:
+    """Part of the file name that tells a region's streamlines from the whole brain's: ``_seed-motor2``."""
+    if not settings.seed_mask:
+        return ""
+    stem = Path(settings.seed_mask).name.partition(".")[0]
+    return f"_seed-{''.join(c for c in stem if c.isalnum())}{settings.seed_label or ''}"
 
 
 def _finished_tracts(path: Path, key: str) -> Tracts | None:

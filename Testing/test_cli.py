@@ -214,3 +214,37 @@ def test_a_simulated_scan_can_be_fitted(tmp_path, capsys):
     assert set(result["files"]) == {path.name for path in tmp_path.iterdir() if path.suffix != ".json"}
     assert main(["info", result["dwi"], "--json"]) == DONE
     assert json.loads(capsys.readouterr().out)["quality"]["shells"][1]["volumes"] == 12
+
+
+def test_quality_findings_are_warnings_of_a_fit_and_stand_in_the_sidecars(tmp_path, capsys):
+    few = write_small_scan(tmp_path / "scan", n_directions=8)
+    assert main(["fit", str(few), "--out", str(tmp_path / "maps")]) == DONE
+    assert "only 8 gradient directions" in " ".join(capsys.readouterr().err.split())
+    sidecar = json.loads((tmp_path / "maps" / "scan_model-tensor_param-fa_desc-wls_dwimap.json").read_text())
+    assert any("only 8 gradient directions" in finding for finding in sidecar["Provenance"]["quality_findings"])
+
+
+def test_seed_label_without_a_seed_mask_is_refused(scan, tmp_path, capsys):
+    assert main(["track", str(scan), "--out", str(tmp_path / "maps"), "--seed-label", "2"]) == USER
+    assert "no seed mask" in capsys.readouterr().err
+    assert not (tmp_path / "maps").exists()
+
+
+def test_streamlines_of_a_region_have_a_name_of_their_own(scan, tmp_path, capsys):
+    import nibabel
+
+    image = nibabel.load(scan)
+    labels = np.zeros(image.shape[:3], np.uint8)
+    labels[6:18, 6:18, 3:9] = 2
+    nibabel.save(nibabel.Nifti1Image(labels, image.affine), tmp_path / "motor.nii.gz")
+    command = ["track", str(scan), "--out", str(tmp_path / "maps"), "--max-count", "50", "--json"]
+    assert main([*command, "--seed-mask", str(tmp_path / "motor.nii.gz"), "--seed-label", "2"]) == DONE
+    result = json.loads(capsys.readouterr().out)
+    assert result["tracts"] == ["scan_model-tensor_seed-motor2_desc-deterministic_tractography.trx"]
+
+
+def test_b_values_a_thousand_times_too_large_are_named(copy, capsys):
+    bval = copy.parent / "scan.bval"
+    bval.write_text(" ".join(f"{1000 * float(b):g}" for b in bval.read_text().split()))
+    assert main(["info", str(copy)]) == USER
+    assert "1000 times too large" in capsys.readouterr().err

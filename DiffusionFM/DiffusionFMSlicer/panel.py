@@ -241,10 +241,11 @@ class Panel:
 
     def centre(self) -> None:
         """Fit the views to the first map, or to the scan."""
-        maps = [n for n in resultNodes() if n.IsA("vtkMRMLVolumeNode")]
+        results = self._resultsByName().values()
+        maps = [n for n in results if n.IsA("vtkMRMLVolumeNode")]
         scan = self.parameters.reference(SCAN)
         if maps or (scan is not None and scan.IsA("vtkMRMLVolumeNode")):
-            tracts = next((n for n in resultNodes() if resultlist.isTracts(n) and resultlist.isVisible(n)), None)
+            tracts = next((n for n in results if resultlist.isTracts(n) and resultlist.isVisible(n)), None)
             views.centreViews(maps[0] if maps else scan, tracts)
 
     def _arrange(self, arrange: Callable[[], None]) -> None:

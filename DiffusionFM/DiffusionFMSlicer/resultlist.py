@@ -116,10 +116,9 @@ class ResultList:
             groups.setdefault((node.GetNodeReferenceID(SCAN) or "", node.GetAttribute(RUN)), []).append(node)
         row = 0
         for (scanId, run), members in groups.items():
-            if len(groups) > 1:
-                scan = slicer.mrmlScene.GetNodeByID(scanId) if scanId else None
-                layout.addWidget(qt.QLabel(f"{scan.GetName() if scan else 'deleted scan'}: {run}"), row, 0, 1, COLUMNS)
-                row += 1
+            scan = slicer.mrmlScene.GetNodeByID(scanId) if scanId else None
+            layout.addWidget(qt.QLabel(f"{scan.GetName() if scan else 'deleted scan'}: {run}"), row, 0, 1, COLUMNS)
+            row += 1
             for index, node in enumerate(members):
                 layout.addWidget(self._entry(node), row + index // COLUMNS, index % COLUMNS)
             row += -(-len(members) // COLUMNS)

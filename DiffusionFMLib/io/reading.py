@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from DiffusionFMLib.acquisition import Acquisition, check_affine
-from DiffusionFMLib.errors import InputError, ProtocolError
+from DiffusionFMLib.errors import GradientError, InputError, ProtocolError
 from DiffusionFMLib.events import Report, SilentReport
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.io import dicom, fsl
@@ -24,6 +24,9 @@ from DiffusionFMLib.settings import ScanSettings
 
 MAX_BVAL: Final = 4000.0
 """Higher b-values are outside what the models were made for, s/mm2."""
+
+IMPOSSIBLE_BVAL: Final = 100_000.0
+"""Higher ones are in another unit, s/mm2."""
 
 MAX_VOXEL: Final = 4.0
 """Longer voxel edges are outside what the models were made for, mm."""
@@ -159,6 +162,9 @@ def _read(image: ImageFile, settings: ScanSettings, report: Report, name: str = 
 def _check_protocol(image: ImageFile, gtab: GradientTable) -> None:
     """Reject what no model can use, before the image itself is read."""
     name, weighted = image.path.name, gtab.bvals[~gtab.b0_mask]
+    if len(weighted) and weighted.max() > IMPOSSIBLE_BVAL:
+        msg = f"{name} has b-values up to {weighted.max():g} s/mm2, which no scanner of people reaches."
+        raise GradientError(msg, "If they are 1000 times too large, divide them in the bval file.")
     if not len(weighted):
         top = gtab.bvals.max(initial=0.0)
         msg = f"{name} has no diffusion-weighted volume: its highest b-value is {top:g} s/mm2."
