@@ -15,9 +15,6 @@ from DiffusionFMLib.errors import DiffusionFMError
 KEPT = ("numpy", "scipy", "SimpleITK", "vtk")
 """Packages of Slicer itself, which an installation must not exchange."""
 
-IMPORTS = {"trx-python": "trx"}
-"""Import names where they differ from the package's."""
-
 
 def ensurePackages(requirements: Path) -> None:
     """Install what lacks of a requirements file, and PyTorch through its extension.
@@ -40,12 +37,18 @@ def ensurePackages(requirements: Path) -> None:
 
 
 def _missing(requirements: Path) -> list[str]:
-    names = [
-        line.split(">")[0].split("=")[0].strip()
-        for line in requirements.read_text(encoding="utf-8").splitlines()
-        if line.strip() and not line.startswith("#")
-    ]
-    return [name for name in names if find_spec(IMPORTS.get(name, name)) is None]
+    """Requirements that are absent or of another version, as they stand in the file."""
+    from packaging.requirements import Requirement
+
+    lines = requirements.read_text(encoding="utf-8").splitlines()
+    return [str(r) for r in (Requirement(line) for line in lines if line.strip() and line[0] != "#") if not _met(r)]
+
+
+def _met(requirement: Any) -> bool:
+    try:
+        return requirement.specifier.contains(metadata.version(requirement.name), prereleases=True)
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def _install(requirements: Path) -> None:

@@ -177,6 +177,9 @@ def exportMask(node: Any, scan: Any, folder: Path, stem: str) -> Path:
         if node.GetImageData() is None:
             msg = f"{node.GetName()} is empty."
             raise InputError(msg, "Choose another mask, or the automatic one.")
+        if node.GetTransformNodeID() != getattr(scan, "GetTransformNodeID", lambda: None)():
+            msg = f"{node.GetName()} and {scan.GetName()} are moved by different transforms."
+            raise InputError(msg, "Put both under the same transform, or harden the mask's.")
         array, affine = imageArray(node.GetImageData()), affineOf(node)
     np.save(path, array)
     header = {"format": FORMAT, "version": VERSION, "affine": affine.tolist(), "name": stem}
