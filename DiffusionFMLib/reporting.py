@@ -125,8 +125,10 @@ def explained(error: BaseException) -> DiffusionFMError | None:
     if isinstance(error, MemoryError) or allocation or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         msg = "The computer ran out of memory."
         return DeviceError(msg, "Close other programs, lower memory_mib, or use a computer with more memory.")
-    if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("DiffusionFM"):
+    if isinstance(error, ImportError) and not (error.name or "").startswith("DiffusionFM"):
         msg = f"The package '{error.name}' is not installed in {sys.executable}."
+        if not isinstance(error, ModuleNotFoundError):
+            msg = f"A package in {sys.executable} is too old or broken: {error}."
         return DiffusionFMError(msg, "Install DiffusionFM again with all it depends on.")
     if isinstance(error, OSError):
         where = error.filename or "the results"

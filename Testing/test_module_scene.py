@@ -190,6 +190,24 @@ def test_segmentation_moves_with_its_scan(tmp_path):
     np.testing.assert_allclose(header(path)["affine"], AFFINE, atol=1e-6)
 
 
+def test_label_map_under_another_transform_is_refused(tmp_path):
+    import slicer
+
+    from DiffusionFMSlicer.scene.geometry import vtkMatrix
+    from DiffusionFMSlicer.scene.inputs import exportMask
+
+    scan = addSmallScan()
+    labels = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "lesion")
+    slicer.util.updateVolumeFromArray(labels, (smallScan()[0][..., 0] > 0.5).astype(np.uint8))
+    labels.SetIJKToRASMatrix(vtkMatrix(AFFINE))
+    moved = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
+    labels.SetAndObserveTransformNodeID(moved.GetID())
+    with pytest.raises(InputError, match=r"lesion and .* different transforms.*harden"):
+        exportMask(labels, scan, tmp_path, "mask")
+    scan.SetAndObserveTransformNodeID(moved.GetID())
+    assert exportMask(labels, scan, tmp_path, "mask").is_file()
+
+
 def test_empty_segmentation_is_refused(tmp_path):
     import slicer
 

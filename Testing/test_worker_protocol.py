@@ -111,6 +111,14 @@ def test_what_the_system_says_becomes_something_to_do(error, kind):
     assert failure("1", error).traceback == ""
 
 
+def test_a_package_that_does_not_load_is_the_users_to_mend_and_a_file_of_ours_a_bug():
+    broken = explained(ImportError("cannot import name 'x' from 'dipy.tracking'", name="dipy.tracking"))
+    assert broken is not None
+    assert "cannot import name 'x'" in broken.message
+    assert "Install" in broken.hint
+    assert explained(ImportError("cannot import name 'x'", name="DiffusionFMLib.io")) is None
+
+
 def test_torchs_out_of_memory_is_about_the_device():
     torch = pytest.importorskip("torch")
     known = explained(torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))

@@ -38,7 +38,11 @@ def ensurePackages(requirements: Path) -> None:
 
 def _missing(requirements: Path) -> list[str]:
     """Requirements that are absent or of another version, as they stand in the file."""
-    from packaging.requirements import Requirement
+    try:
+        from packaging.requirements import Requirement
+    except ImportError:
+        # pip, which every Slicer has, brings its own copy
+        from pip._vendor.packaging.requirements import Requirement  # type: ignore[assignment]
 
     lines = requirements.read_text(encoding="utf-8").splitlines()
     return [str(r) for r in (Requirement(line) for line in lines if line.strip() and line[0] != "#") if not _met(r)]
