@@ -92,7 +92,10 @@ class Driver:
         return time.monotonic() - begun
 
     def timeCallbacks(self) -> list[float]:
-        """Seconds of each callback of the module from now on; the host's own drawing is not among them."""
+        """Seconds that each callback of the module works from now on, in the time of this thread alone.
+
+        The host's own drawing is not among them, nor what else the machine is busy with.
+        """
         # a collection of what other tests left in this process would count as the module's time
         gc.collect()
         gc.freeze()
@@ -100,11 +103,11 @@ class Driver:
 
         def timed(plain: Callable[[], Any]) -> Callable[[], Any]:
             def call() -> Any:
-                begun = time.monotonic()
+                begun = time.thread_time()
                 try:
                     return plain()
                 finally:
-                    seconds.append(time.monotonic() - begun)
+                    seconds.append(time.thread_time() - begun)
 
             return call
 
