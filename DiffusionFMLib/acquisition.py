@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from DiffusionFMLib.errors import InputError
 from DiffusionFMLib.gradients import GradientTable
+
+MAX_BVAL: Final = 4000.0
+"""Higher b-values are outside what the models are made for, s/mm2."""
+
+MAX_VOXEL_MM: Final = 4.0
+"""Longer voxel edges are too, mm."""
+
+MIN_VOXEL_MM3: Final = 0.3
+"""Smaller voxels are those of animals and specimens, mm3."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +91,23 @@ class Acquisition:
     def voxel_volume(self) -> float:
         """Volume of a voxel, mm3."""
         return float(abs(np.linalg.det(self.affine[:3, :3])))
+
+    def out_of_protocol(self) -> list[tuple[str, str]]:
+        """How the scan lies outside what the models are made for: a code and a sentence for each way."""
+        found = []
+        top = self.gtab.bvals.max()
+        if top > MAX_BVAL:
+            found.append(("high-b", f"b-values reach {top:.0f} s/mm2, above {MAX_BVAL:g}: maps may mislead."))
+        # headers round
+        if self.voxel_sizes.max() > MAX_VOXEL_MM * (1 + 1e-3):
+            edges = " x ".join(f"{size:.3g}" for size in self.voxel_sizes)
+            found.append(
+                ("large-voxels", f"Voxels of {edges} mm are coarse, above {MAX_VOXEL_MM:g} mm: maps may mislead.")
+            )
+        if self.voxel_volume < MIN_VOXEL_MM3:
+            small = f"Voxels are only {self.voxel_volume:.2g} mm3: an animal or a specimen? Models are for people."
+            found.append(("small-voxels", small))
+        return found
 
     def mean_b0(self) -> NDArray[np.float32]:
         """Mean of the b0 volumes, shape (X, Y, Z)."""

@@ -15,12 +15,6 @@ from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.events import Report
 from DiffusionFMLib.gradient_check import GradientCheck, check_gradients
 
-MAX_BVAL: Final = 4000.0
-"""The models here are made for up to this b-value, s/mm2."""
-
-MAX_VOXEL_MM: Final = 4.0
-"""Longest voxel edge before fibres blur together. Thick slices with fine pixels count by their volume too, mm."""
-
 TENSOR_DIRECTIONS: Final = 6
 FEW_DIRECTIONS: Final = 12
 
@@ -210,15 +204,7 @@ def _protocol_findings(acquisition: Acquisition) -> list[tuple[int, str]]:
         found.append((1, f"There are only {gtab.n_directions} gradient directions: FA is noisy and biased upwards."))
     if gtab.trace_mask.any():
         found.append((1, f"{int(gtab.trace_mask.sum())} volumes have b > 0 and no direction (trace images)."))
-    if gtab.bvals.max() > MAX_BVAL:
-        found.append(
-            (1, f"b-values reach {gtab.bvals.max():.0f} s/mm2; models here are made for up to {MAX_BVAL:.0f}.")
-        )
-    sizes = acquisition.voxel_sizes
-    if acquisition.voxel_volume > MAX_VOXEL_MM**3:
-        edges = " x ".join(f"{size:.3g}" for size in sizes)
-        found.append((1, f"Voxels of {edges} mm are coarse: most of them mix several fibres."))
-    return found
+    return found + [(1, sentence) for _, sentence in acquisition.out_of_protocol()]
 
 
 def _signal_findings(

@@ -42,7 +42,7 @@ class JobReport:
         self._span = (0.0, 1.0)
         self._fraction = 0.0
         self._last = ("", 0.0)
-        self._warned: set[tuple[str, str]] = set()
+        self._warned: set[str] = set()
         self._lock = threading.Lock()
 
     def plan(self, costs: Mapping[str, float], titles: Mapping[str, str] | None = None) -> None:
@@ -86,10 +86,10 @@ class JobReport:
             self._emit(Progress(self.id, float(done), float(total), stage, round(self._fraction, 4), eta))
 
     def warning(self, code: str, message: str) -> None:
-        """See `Report`; the same warning is told once."""
+        """See `Report`; the same sentence is told once, whoever found it."""
         with self._lock:
-            if (code, message) not in self._warned:
-                self._warned.add((code, message))
+            if message not in self._warned:
+                self._warned.add(message)
                 self._emit(Warned(self.id, code, message))
 
     def check(self) -> None:

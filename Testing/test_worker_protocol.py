@@ -88,6 +88,8 @@ def test_a_warning_is_told_once():
     report, events = _report({})
     for _ in range(3):
         report.warning("noise", "Noisy.")
+    # the quality check finds again what the reader warned of
+    report.warning("quality", "Noisy.")
     assert events == [Warned("1", "noise", "Noisy.")]
 
 

@@ -22,17 +22,8 @@ from DiffusionFMLib.io.nifti import NiftiFile, is_nifti
 from DiffusionFMLib.io.nrrd import NRRD_MAGIC, NrrdFile
 from DiffusionFMLib.settings import ScanSettings
 
-MAX_BVAL: Final = 4000.0
-"""Higher b-values are outside what the models were made for, s/mm2."""
-
 IMPOSSIBLE_BVAL: Final = 100_000.0
-"""Higher ones are in another unit, s/mm2."""
-
-MAX_VOXEL: Final = 4.0
-"""Longer voxel edges are outside what the models were made for, mm."""
-
-MIN_VOXEL_VOLUME: Final = 0.3
-"""Smaller voxels are those of animals and specimens, mm3."""
+"""Higher b-values are in another unit, s/mm2."""
 
 GRID_TOLERANCE: Final = 1e-2
 """Two grids are the same when no corner voxel is further off, as a fraction of a voxel's edge."""
@@ -153,7 +144,8 @@ def _read(image: ImageFile, settings: ScanSettings, report: Report, name: str = 
         gtab = gtab.subset(kept)
     signal = image.read(report, None if kept is None else kept.tolist())
     acquisition = Acquisition(signal, image.affine, gtab, None, name or image.stem, tuple(notes))
-    _warn_out_of_protocol(acquisition, report)
+    for code, message in acquisition.out_of_protocol():
+        report.warning(code, message)
     if settings.mask:
         acquisition = acquisition.with_mask(read_mask(Path(settings.mask), acquisition))
     return acquisition
@@ -180,17 +172,6 @@ def _check_protocol(image: ImageFile, gtab: GradientTable) -> None:
         few = "along one direction only" if gtab.n_directions else "without any direction"
         msg = f"{name} has {len(weighted)} diffusion-weighted volume(s) {few}; expected three directions or more."
         raise ProtocolError(msg, "Choose the whole series: three directions give ADC, six the tensor.")
-
-
-def _warn_out_of_protocol(acquisition: Acquisition, report: Report) -> None:
-    top, edge = acquisition.gtab.bvals.max(), acquisition.voxel_sizes.max()
-    if top > MAX_BVAL:
-        report.warning("high-b", f"The highest b-value is {top:g} s/mm2, above {MAX_BVAL:g}: maps may mislead.")
-    if edge > MAX_VOXEL * (1 + 1e-3):
-        report.warning("large-voxels", f"Voxels are {edge:.3g} mm long, above {MAX_VOXEL:g} mm: maps may mislead.")
-    if acquisition.voxel_volume < MIN_VOXEL_VOLUME:
-        message = f"Voxels are only {acquisition.voxel_volume:.2g} mm3: an animal or a specimen? Models are for people."
-        report.warning("small-voxels", message)
 
 
 def read_image(path: Path, report: Report | None = None) -> Image:
