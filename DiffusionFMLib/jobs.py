@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -183,7 +182,7 @@ def _fit(
     from DiffusionFMLib import fitting
     from DiffusionFMLib.io import outputs
 
-    out = _output_folder(settings.out, arrays)
+    out = outputs.output_folder(settings.out, arrays)
     model = MODELS[settings.model]
     if settings.method not in model.methods:
         msg = f"Model {settings.model} has no estimator {settings.method}; it has {', '.join(model.methods)}."
@@ -279,7 +278,7 @@ def _track(settings: TrackSettings, report: JobReport, session: Session, arrays:
     path = Path(settings.out) / f"{name}.{settings.tract_format}"
     seeded = "" if seeds is None else hashlib.sha256(np.packbits(seeds).data).hexdigest()
     key = _key(session.digest(), settings, TrackSettings, seeded)
-    tracts = _finished_tracts(path, key)
+    tracts = _finished_tracts(path, key, fitted.maps["fa"])
     reused = tracts is not None
     if tracts is None:
         inside = fitted.maps["status"].data != FitStatus.OUTSIDE
@@ -314,32 +313,34 @@ def _seed_entity(settings: TrackSettings) -> str:
     return f"_seed-{''.join(c for c in stem if c.isalnum())}{settings.seed_label or ''}"
 
 
-def _finished_tracts(path: Path, key: str) -> Tracts | None:
-    """The streamlines of an earlier run with the same key; TCK has no room for FA, so those are made again."""
+def _finished_tracts(path: Path, key: str, fa: ParameterMap) -> Tracts | None:
+    """The streamlines of an earlier run with the same key; TCK has no room for FA, which is taken from its map."""
     from DiffusionFMLib.io import outputs, read_tracts
-    from DiffusionFMLib.tractography import Tracts
+    from DiffusionFMLib.tractography import Tracts, sample
 
     if not outputs.finished_map(path, key):
         return None
-    lines, fa = read_tracts(path)
-    if fa is None:
-        return None
+    lines, along = read_tracts(path)
+    points = np.concatenate(lines, dtype=np.float32)
     offsets = np.cumsum([0, *map(len, lines)], dtype=np.int64)
-    return Tracts(np.concatenate(lines, dtype=np.float32), offsets, fa)
+    return Tracts(points, offsets, sample(fa.data, points, fa.affine) if along is None else along)
 
 
 # --- convert and simulate --------------------------------------------------------------------------------
 
 
 def _convert(settings: ConvertSettings, report: JobReport, session: Session) -> dict[str, Any]:
-    from DiffusionFMLib.io import scan_files, write_acquisition, written_files
+    from DiffusionFMLib.io import outputs, scan_files, write_acquisition, written_files
 
     path = Path(settings.out)
-    _output_folder(str(path.parent) if settings.out else "")
+    outputs.output_folder(str(path.parent) if settings.out else "")
     for target in written_files(path):
         if any(target.exists() and target.samefile(source) for source in scan_files(settings)):
             msg = f"{target.name} belongs to the scan itself: it would be written over."
             raise SettingsError(msg, "Choose another name or folder to convert to.")
+        if target.exists():
+            msg = f"{target} is there already: it would be written over."
+            raise OutputError(msg, "Remove it, or choose another name or folder to convert to.")
     acquisition = _read(settings, report, session)
     report.enter(WRITE)
     written = write_acquisition(acquisition, path)
@@ -353,7 +354,7 @@ def _simulate(settings: SimulateSettings, report: JobReport) -> dict[str, Any]:
     from DiffusionFMLib.io import outputs, write_acquisition
     from DiffusionFMLib.simulation import simulate
 
-    out = _output_folder(settings.out)
+    out = outputs.output_folder(settings.out)
     simulated = simulate(settings, report)
     acquisition, truth = simulated.acquisition, simulated.truth
     report.enter(WRITE)
@@ -370,30 +371,6 @@ def _simulate(settings: SimulateSettings, report: JobReport) -> dict[str, Any]:
 
 
 # --- files -----------------------------------------------------------------------------------------------
-
-
-def _output_folder(name: str, arrays: Path | None = None) -> Path:
-    """The output folder, which can be made or written to; nothing is made yet.
-
-    Raises
-    ------
-    SettingsError
-        If none was given.
-    OutputError
-        If it cannot be used.
-    """
-    if not name:
-        msg = "No output folder was given."
-        raise SettingsError(msg, "Name one with out.")
-    for folder in filter(None, (Path(name), arrays)):
-        there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-        if not there.is_dir():
-            msg = f"Results cannot go to {folder}: {there} is a file; expected a folder."
-            raise OutputError(msg, "Choose another output folder.")
-        if not os.access(there, os.W_OK | os.X_OK):
-            msg = f"Results cannot go to {folder}: {there} cannot be written to."
-            raise OutputError(msg, "Choose another output folder, or change its permissions.")
-    return Path(name)
 
 
 def _announce_file(report: JobReport, path: Path, role: str, name: str) -> None:

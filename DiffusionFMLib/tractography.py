@@ -296,6 +296,29 @@ def _odf(field: _Field, sphere: Any, stop_fa: float, report: Report) -> NDArray[
     return volume
 
 
+def sample(
+    values: NDArray[np.float32], points: NDArray[np.float32], affine: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """A map's values at points, interpolated linearly.
+
+    Parameters
+    ----------
+    values : array, shape (X, Y, Z)
+    points : array, shape (P, 3), RAS mm
+    affine : array, shape (4, 4)
+        Voxel to RAS mm of the map.
+
+    Returns
+    -------
+    array, shape (P,), float32
+    """
+    from scipy.ndimage import map_coordinates
+
+    inverse = np.linalg.inv(affine)
+    voxels = points @ inverse[:3, :3].T + inverse[:3, 3]
+    return map_coordinates(values, voxels.T, order=1, mode="nearest").astype(np.float32)
+
+
 def _tracts(lines: list[NDArray[np.float64]], field: _Field) -> Tracts:
     from scipy.ndimage import map_coordinates
 

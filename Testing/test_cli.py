@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -116,6 +117,36 @@ def test_convert_does_not_write_over_the_scans_gradients(copy, tmp_path, capsys,
     assert main(["convert", str(copy), *flags, "--out", str(out)]) == USER
     assert "written over" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["again.nii.gz", "again.nrrd", "again.nhdr"])
+def test_convert_does_not_write_over_another_scan(scan, tmp_path, capsys, name):
+    command = ["convert", str(scan), "--out", str(tmp_path / name)]
+    assert main(command) == DONE
+    (tmp_path / name).write_bytes(b"another scan")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert main(command) == USER
+    assert f"{name} is there already" in " ".join(capsys.readouterr().err.split())
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a folder that not even root can write to")
+def test_an_output_folder_that_cannot_be_written_to_is_told_before_any_work(scan, capsys):
+    assert main(["fit", str(scan), "--out", "/proc/maps"]) == USER
+    errors = capsys.readouterr().err
+    assert "/proc cannot be written to" in errors
+    assert "%" not in errors
+
+
+def test_each_format_of_streamlines_is_kept_beside_the_others(scan, tmp_path, capsys):
+    command = ["track", str(scan), "--out", str(tmp_path), "--max-count", "50", "--json"]
+    kept = {}
+    for tract_format in ("trx", "tck", "trk", "trx", "tck", "trk"):
+        assert main([*command, "--tract-format", tract_format]) == DONE
+        result = json.loads(capsys.readouterr().out)
+        assert ("tracts" in result["reused"]) == (tract_format in kept)
+        kept.setdefault(tract_format, result["count"])
+    assert len(set(kept.values())) == 1
 
 
 def _break(path, how):

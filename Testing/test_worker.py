@@ -109,7 +109,7 @@ def test_a_damaged_map_is_made_again(worker, fitted, scan):
     assert path.read_bytes() == whole
 
 
-@pytest.mark.parametrize("tract_format", ["trx", "trk"])
+@pytest.mark.parametrize("tract_format", ["trx", "trk", "tck"])
 def test_streamlines_come_with_an_array_and_are_kept_by_a_second_run(worker, scan, tmp_path, tract_format):
     settings = {"dwi": scan, "out": tmp_path / "maps", "tract_format": tract_format, "max_count": 100}
     events = worker.run("track", arrays=tmp_path / "arrays", **settings)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from DiffusionFMLib import __version__
-from DiffusionFMLib.errors import InputError, OutputError
+from DiffusionFMLib.errors import InputError, OutputError, SettingsError
 from DiffusionFMLib.events import SilentReport
 from DiffusionFMLib.io.compressed import compress
 from DiffusionFMLib.io.nifti import NiftiFile
@@ -89,6 +89,44 @@ def discard_stale(folder: Path) -> None:
         for path in folder.glob(".part-*"):
             if time.time() - path.stat().st_mtime > STALE_AFTER:
                 path.unlink(missing_ok=True)
+
+
+def output_folder(name: str, *more: Path | None) -> Path:
+    """The output folder, after trying that it can be made and written to; nothing stays of the trial.
+
+    Parameters
+    ----------
+    name : str
+    *more : Path or None
+        Other folders to try.
+
+    Raises
+    ------
+    SettingsError
+        If none was given.
+    OutputError
+        If one cannot be used.
+    """
+    if not name:
+        msg = "No output folder was given."
+        raise SettingsError(msg, "Name one (--out).")
+    for folder in filter(None, (Path(name), *more)):
+        absent = [path for path in (folder, *folder.parents) if not path.exists()]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+            msg = f"Results cannot go to {folder}: {there} cannot be written to ({error.strerror or error})."
+            if not there.is_dir():
+                msg = f"Results cannot go to {folder}: {there} is a file; expected a folder."
+            raise OutputError(msg, "Choose another output folder, or change its permissions.") from error
+        finally:
+            for path in absent:
+                with suppress(OSError):
+                    path.rmdir()
+    return Path(name)
 
 
 def write_bytes(path: Path, data: bytes) -> Path:
@@ -188,8 +226,12 @@ def _description(map: ParameterMap, data: bytes) -> dict[str, Any]:
 
 
 def sidecar_path(path: Path) -> Path:
-    """Where the sidecar of a map or of streamlines goes."""
-    return path.with_name(f"{path.name.removesuffix('.gz').rpartition('.')[0]}.json")
+    """Where the sidecar of a file goes: ``fa.json`` for an image, ``tracts.tck.json`` for streamlines.
+
+    The same streamlines may lie there in several formats, each with a checksum of its own.
+    """
+    image = path.name.endswith(".nii.gz")
+    return path.with_name(f"{path.name.removesuffix('.nii.gz') if image else path.name}.json")
 
 
 # --- resuming ------------------------------------------------------------------------------------------------
