@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.events import Report
 from DiffusionFMLib.gradients import image_rotation
+from DiffusionFMLib.physics import DTI
+from DiffusionFMLib.physics.tensor_arrays import AS_MATRIX, DIAGONAL, OFF_DIAGONAL, fractional_anisotropy
 
 MIN_DIRECTIONS: Final = 12
 MIN_VOLUME_ML: Final = 300.0
@@ -33,8 +35,8 @@ STEP_VOXELS: Final = 1.5
 """Length of the step along a fibre: the larger of both. Nearer voxels share signal; farther ones, the fibre bends."""
 
 FA_RANGE: Final = (0.25, 1.0)
-MAX_MD: Final = 1.5e-3
-"""White matter, roughly; directions elsewhere are noise, mm2/s."""
+MAX_MD: Final = 1.5
+"""White matter, roughly; directions elsewhere are noise, um2/ms."""
 
 MAX_SEEDS: Final = 15_000
 
@@ -138,29 +140,24 @@ def _directions(acquisition: Acquisition, mask: NDArray[np.bool_]) -> tuple[NDAr
 
     By ordinary least squares on the logarithm: this check ranks directions, and needs no better fit.
     """
-    gtab = acquisition.gtab
     volumes = _volumes(acquisition)
-    g = gtab.bvecs[volumes] @ image_rotation(acquisition.affine)
-    b = gtab.bvals[volumes]
-    i, j = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 1, 2, 1, 2, 2])
-    design = np.column_stack([-b[:, None] * g[:, i] * g[:, j] * np.where(i == j, 1, 2), np.ones(len(b))])
-    inverse = np.linalg.pinv(design).astype(np.float32)
+    inverse = np.linalg.pinv(DTI().design(acquisition.gtab.subset(volumes))).astype(np.float32)
     elements = np.zeros((int(np.count_nonzero(mask)), 7), np.float32)
     # one volume at a time: indexing by a mask and a list would copy the scan twice
     for column, volume in zip(inverse.T, volumes, strict=True):
         signal = acquisition.signal[..., volume][mask]
         elements += np.log(np.maximum(signal, 1e-3))[:, None] * column
-    tensors = elements[:, [0, 1, 2, 1, 3, 4, 2, 4, 5]].reshape(-1, 3, 3)
-    md = np.trace(tensors, axis1=1, axis2=2) / 3
-    # FA of the tensor itself, so that only white matter needs its eigenvectors
-    square = (tensors**2).sum(axis=(1, 2))
-    anisotropy = np.sqrt(1.5 * np.maximum(square - 3 * md**2, 0) / np.maximum(square, 1e-20))
+    diagonal = elements[:, DIAGONAL]
+    md = diagonal.mean(axis=1)
+    # from the components, so that only white matter needs its eigenvectors
+    anisotropy = fractional_anisotropy(diagonal, elements[:, OFF_DIAGONAL])
     white = (anisotropy > FA_RANGE[0]) & (anisotropy <= FA_RANGE[1]) & (md > 0) & (md < MAX_MD)
     fa = np.zeros(acquisition.shape, np.float32)
     v1 = np.zeros((*acquisition.shape, 3), np.float32)
     inside = tuple(axis[white] for axis in np.nonzero(mask))
     fa[inside] = anisotropy[white]
-    v1[inside] = np.linalg.eigh(tensors[white])[1][:, :, 2]
+    tensors = elements[white][:, AS_MATRIX]
+    v1[inside] = np.linalg.eigh(tensors)[1][:, :, 2] @ image_rotation(acquisition.affine)
     return fa, v1
 
 

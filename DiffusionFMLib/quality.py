@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.events import Report
 from DiffusionFMLib.gradient_check import GradientCheck, check_gradients
+from DiffusionFMLib.physics.tensor_arrays import quadratic_form
 
 TENSOR_DIRECTIONS: Final = 6
 FEW_DIRECTIONS: Final = 12
@@ -272,9 +273,7 @@ def _tensor_residual(acquisition: Acquisition, signal: NDArray[np.float32]) -> f
         return None
     shell = max(gtab.shells, key=len)
     volumes = np.array([index for index in shell.indices if not gtab.trace_mask[index]], np.intp)
-    g = gtab.bvecs[volumes]
-    i, j = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 1, 2, 1, 2, 2])
-    design = g[:, i] * g[:, j]
+    design = quadratic_form(gtab.bvecs[volumes])
     freedom = len(volumes) - np.linalg.matrix_rank(design)
     if freedom < 3:
         return None
@@ -356,8 +355,7 @@ def _unexplained(signal: NDArray[np.float32], bvecs: NDArray[np.float64]) -> NDA
     Without it, that fibres look different in every direction would pass for motion. What the form takes of the
     motion itself is made up for on average, by its share of the degrees of freedom.
     """
-    i, j = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 1, 2, 1, 2, 2])
-    design = bvecs[:, i] * bvecs[:, j]
+    design = quadratic_form(bvecs)
     if np.linalg.matrix_rank(design) < 6 or len(design) < 9:
         design = np.ones((len(signal), 1))
     hat = design @ np.linalg.pinv(design)

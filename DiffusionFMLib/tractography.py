@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from DiffusionFMLib.errors import InputError, ProtocolError
 from DiffusionFMLib.events import Report
 from DiffusionFMLib.gradients import image_rotation
+from DiffusionFMLib.physics.tensor_arrays import AS_MATRIX, fractional_anisotropy, quadratic_form
 from DiffusionFMLib.settings import TrackSettings
 
 SEEDS_PER_CHUNK = {"deterministic": 2000, "probabilistic": 500}
@@ -20,9 +21,6 @@ SEEDS_PER_CHUNK = {"deterministic": 2000, "probabilistic": 500}
 ODF_ORDER = 8
 ODF_POWER = 4.0
 """Exponent on the tensor's ODF: of a tensor with FA 0.8 it leaves a half width at half maximum of 9 degrees."""
-
-TENSOR_COMPONENTS = ((0, 1, 2), (1, 3, 4), (2, 4, 5))
-"""Where xx, xy, xz, yy, yz, zz stand in the 3 x 3 matrix."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,12 +178,9 @@ def _field(
     inside = np.ascontiguousarray(mask[box])
     d = np.asarray(tensor[box], np.float64)
     inside &= np.isfinite(d).all(axis=-1)
-    evals, evecs = np.linalg.eigh(d[inside][:, TENSOR_COMPONENTS])
-    evals = np.maximum(evals, 0)
-    spread = ((evals - evals.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
-    square = (evals**2).sum(axis=1)
+    evals, evecs = np.linalg.eigh(d[inside][:, AS_MATRIX])
     fa = np.zeros(inside.shape)
-    fa[inside] = np.sqrt(1.5 * np.divide(spread, square, out=np.zeros_like(spread), where=square > 0))
+    fa[inside] = fractional_anisotropy(np.maximum(evals, 0))
 
     start = inside & (fa > settings.seed_fa)
     if seed_mask is not None:
@@ -271,13 +266,10 @@ def _odf(field: _Field, sphere: Any, stop_fa: float, report: Report) -> NDArray[
 
     basis, _, _ = real_sh_descoteaux(ODF_ORDER, sphere.theta, sphere.phi, legacy=False)
     project = np.linalg.pinv(basis).T
-    u = sphere.vertices @ image_rotation(field.affine).T
-    # u' A u of a symmetric A, from its six components
-    squares = np.stack([u[:, 0] ** 2, 2 * u[:, 0] * u[:, 1], 2 * u[:, 0] * u[:, 2],
-                        u[:, 1] ** 2, 2 * u[:, 1] * u[:, 2], u[:, 2] ** 2])  # fmt: skip
+    squares = quadratic_form(sphere.vertices @ image_rotation(field.affine).T).T
     # interpolation reaches one voxel beyond those that may be passed
     needed = ndimage.binary_dilation(field.fa >= stop_fa, np.ones((3, 3, 3)))[field.inside]
-    d = field.tensor[needed][:, TENSOR_COMPONENTS]
+    d = field.tensor[needed][:, AS_MATRIX]
     # noise can leave an eigenvalue at or below zero
     evals, evecs = np.linalg.eigh(d)
     evals = np.maximum(evals, np.maximum(evals[:, 2:] * 0.05, 1e-9))

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from DiffusionFMLib.gradients import GradientTable
-from DiffusionFMLib.physics import ADC, DTI, MODELS
-from DiffusionFMLib.physics.tensor_algebra import positive_definite, principal_axis
+from DiffusionFMLib.physics import ADC, DTI, MODELS, tensor_arrays
+from DiffusionFMLib.physics.tensor_algebra import fractional_anisotropy, positive_definite, principal_axis
 
 
 def directions(count: int, seed: int = 0) -> np.ndarray:
@@ -187,3 +187,20 @@ def test_adc_needs_three_directions():
 def test_declarations_load_without_torch(project_root):
     code = "import sys, DiffusionFMLib.physics, DiffusionFMLib.settings; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=project_root, check=False).returncode == 0
+
+
+def test_arrays_and_torch_agree_on_tensors():
+    values = torch.rand(200, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * 2.9 + 0.1
+    tensors = random_tensors(200, values)
+    expected = fractional_anisotropy(*values.T).numpy()
+    array = tensors.numpy()
+    np.testing.assert_allclose(tensor_arrays.fractional_anisotropy(values.numpy()), expected, atol=1e-12)
+    diagonal, off_diagonal = array[:, tensor_arrays.DIAGONAL], array[:, tensor_arrays.OFF_DIAGONAL]
+    np.testing.assert_allclose(tensor_arrays.fractional_anisotropy(diagonal, off_diagonal), expected, atol=1e-12)
+    assert tensor_arrays.fractional_anisotropy(np.zeros(3)) == 0
+    full = array[:, tensor_arrays.AS_MATRIX]
+    np.testing.assert_array_equal(full, matrices(tensors).numpy())
+    g = directions(200)
+    np.testing.assert_allclose(
+        (tensor_arrays.quadratic_form(g) * array).sum(axis=1), np.einsum("ni,nij,nj->n", g, full, g), atol=1e-12
+    )

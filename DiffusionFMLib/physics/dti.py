@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.maps import MapSpec
 from DiffusionFMLib.physics.model import LogLinearModel, Parameter, weighting_problem
+from DiffusionFMLib.physics.tensor_arrays import quadratic_form
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,10 +88,8 @@ class DTI(LogLinearModel):
 
     def design(self, gtab: GradientTable) -> NDArray[np.float64]:
         """See `LogLinearModel`."""
-        x, y, z = gtab.bvecs.T
-        products = np.stack([x * x, 2 * x * y, 2 * x * z, y * y, 2 * y * z, z * z, np.ones_like(x)], axis=1)
-        products[:, :6] *= -gtab.bvals[:, None] / 1000
-        return products
+        weighted = quadratic_form(gtab.bvecs) * (-gtab.bvals[:, None] / 1000)
+        return np.column_stack([weighted, np.ones(len(gtab))])
 
     def maps(self, theta: Tensor) -> dict[str, Tensor]:
         """See `SignalModel`."""

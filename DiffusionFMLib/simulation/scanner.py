@@ -13,6 +13,7 @@ from DiffusionFMLib.events import Report
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.maps import MapSpec, ParameterMap
 from DiffusionFMLib.physics import DTI
+from DiffusionFMLib.physics.tensor_arrays import AS_MATRIX, fractional_anisotropy
 from DiffusionFMLib.settings import SimulateSettings
 from DiffusionFMLib.simulation import anatomy, lesions, tissue
 
@@ -180,11 +181,14 @@ def _truth(
     affine: NDArray[np.float64],
 ) -> dict[str, ParameterMap]:
     theta = theta[mask[fitted]]
-    d = theta[:, [0, 1, 2, 1, 3, 4, 2, 4, 5]].reshape(-1, 3, 3)
-    evals, evecs = np.linalg.eigh(d)
-    md = evals.mean(axis=1)
-    fa = np.sqrt(1.5 * ((evals - md[:, None]) ** 2).sum(axis=1) / (evals**2).sum(axis=1))
-    values = {"fa": fa, "md": md * 1e-3, "v1": evecs[..., 2], "tensor": theta[:, :6] * 1e-3, "s0": np.exp(theta[:, 6])}
+    evals, evecs = np.linalg.eigh(theta[:, AS_MATRIX])
+    values = {
+        "fa": fractional_anisotropy(evals),
+        "md": evals.mean(axis=1) * 1e-3,
+        "v1": evecs[..., 2],
+        "tensor": theta[:, :6] * 1e-3,
+        "s0": np.exp(theta[:, 6]),
+    }
     specs = {spec.name: spec for spec in DTI.map_specs}
     provenance = {"source": "noise-free signal of the simulation", "method": "ols"}
     truth = {}

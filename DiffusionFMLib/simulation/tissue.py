@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from DiffusionFMLib.physics.tensor_arrays import quadratic_form
 from DiffusionFMLib.simulation.anatomy import Fibres
 
 WM_AXIAL: Final = 1.7
@@ -43,9 +44,8 @@ class Compartments:
         """Noise-free signal of one volume, shape (V,); `bval` in s/mm2, `direction` a unit vector in RAS."""
         if not bval:
             return self.s0.sum(axis=0)
-        x, y, z = direction
-        quadratic = np.array([x * x, 2 * x * y, 2 * x * z, y * y, 2 * y * z, z * z], np.float32)
-        return (self.s0 * np.exp(-1e-3 * np.float32(bval) * (self.tensors @ quadratic))).sum(axis=0)
+        along = self.tensors @ quadratic_form(direction).astype(np.float32)
+        return (self.s0 * np.exp(-1e-3 * np.float32(bval) * along)).sum(axis=0)
 
 
 def compartments(
