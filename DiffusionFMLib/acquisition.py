@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Final
@@ -68,14 +69,17 @@ class Acquisition:
             raise InputError(msg, "Export the scan again, or replace them with zeros.")
         affine = np.array(self.affine, np.float64)
         check_affine(affine, self.name)
-        if self.mask is not None:
-            mask = np.asarray(self.mask, bool)
-            if mask.shape != signal.shape[:3]:
-                msg = f"The mask has shape {mask.shape} but {self.name} has {signal.shape[:3]}."
-                raise InputError(msg, "Choose a mask drawn on this scan, or the automatic one.")
-            object.__setattr__(self, "mask", mask)
         object.__setattr__(self, "signal", signal)
         object.__setattr__(self, "affine", affine)
+        if self.mask is not None:
+            self._set_mask(self.mask)
+
+    def _set_mask(self, mask: ArrayLike) -> None:
+        mask = np.asarray(mask, bool)
+        if mask.shape != self.shape:
+            msg = f"The mask has shape {mask.shape} but {self.name} has {self.shape}."
+            raise InputError(msg, "Choose a mask drawn on this scan, or the automatic one.")
+        object.__setattr__(self, "mask", mask)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -115,7 +119,10 @@ class Acquisition:
 
     def with_mask(self, mask: ArrayLike) -> Acquisition:
         """The same scan with another brain mask, shape (X, Y, Z)."""
-        return replace(self, mask=np.asarray(mask))
+        # a new one would look through the whole signal again
+        other = copy(self)
+        other._set_mask(mask)
+        return other
 
     def with_signal(self, signal: ArrayLike, note: str, gtab: GradientTable | None = None) -> Acquisition:
         """The scan after a preprocessing step, with a note of what was done."""

@@ -195,7 +195,7 @@ def _fit(
     quality = session.quality(report)
     for finding in quality.findings:
         report.warning("quality", finding)
-    key = _key(session.digest(), settings, FitSettings)
+    key = _key(session.digest(report), settings, FitSettings)
 
     names = [spec.name for spec in (*model.map_specs, RESIDUAL, STATUS)]
     finished = outputs.finished_maps(out, acquisition.name, model.label, names, settings.method, key)
@@ -277,7 +277,7 @@ def _track(settings: TrackSettings, report: JobReport, session: Session, arrays:
     name = f"{acquisition.name}_model-tensor{_seed_entity(settings)}_desc-{settings.tracker}_tractography"
     path = Path(settings.out) / f"{name}.{settings.tract_format}"
     seeded = "" if seeds is None else hashlib.sha256(np.packbits(seeds).data).hexdigest()
-    key = _key(session.digest(), settings, TrackSettings, seeded)
+    key = _key(session.digest(report), settings, TrackSettings, seeded)
     tracts = _finished_tracts(path, key, fitted.maps["fa"])
     reused = tracts is not None
     if tracts is None:

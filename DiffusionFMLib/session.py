@@ -119,11 +119,11 @@ class Session:
             scan.prepared[key] = prepare(scan.acquisition, settings, report)
         return scan.prepared[key]
 
-    def digest(self) -> str:
+    def digest(self, report: Report) -> str:
         """SHA-256 of the signal, grid, gradients and mask of the scan that was read last."""
         scan = self._current()
         if not scan.digest:
-            scan.digest = _digest(scan.acquisition)
+            scan.digest = _digest(scan.acquisition, report)
         return scan.digest
 
     def fitted(self, key: str) -> Fitted | None:
@@ -220,7 +220,7 @@ def _stamps(settings: ScanSettings) -> tuple[Any, ...]:
     return tuple((str(p), s.st_mtime_ns, s.st_size) for p in paths if p.exists() for s in (p.stat(),))
 
 
-def _digest(acquisition: Acquisition) -> str:
+def _digest(acquisition: Acquisition, report: Report) -> str:
     gtab = acquisition.gtab
     digest = hashlib.sha256(json.dumps([acquisition.signal.shape, gtab.b0_threshold]).encode())
     for array in (acquisition.affine, gtab.bvals, gtab.bvecs):
@@ -228,6 +228,7 @@ def _digest(acquisition: Acquisition) -> str:
     if acquisition.mask is not None:
         digest.update(np.packbits(acquisition.mask).data)
     for volume in range(len(gtab)):
+        report.check()
         # in one order whatever the array's own, so that file formats agree; volume by volume to spare a copy
         digest.update(np.asfortranarray(acquisition.signal[..., volume]).T.data)
     return digest.hexdigest()

@@ -53,6 +53,15 @@ def test_a_subset_keeps_volumes_and_gradients_together_and_is_noted() -> None:
     assert part.notes == ("Two volumes were taken.",)
 
 
+def test_another_mask_is_checked_but_not_the_signal_again() -> None:
+    acquisition = Acquisition(SIGNAL.copy(), AFFINE, GTAB)
+    with pytest.raises(InputError, match=r"mask has shape \(2, 2, 3\)"):
+        acquisition.with_mask(np.ones((2, 2, 3)))
+    # only who looks at it notices
+    acquisition.signal[0] = np.nan
+    assert acquisition.with_mask(np.ones((2, 2, 2))).mask is not None
+
+
 def test_another_mask_leaves_the_scan_as_it_is() -> None:
     before = Acquisition(SIGNAL, AFFINE, GTAB)
     after = before.with_mask(np.ones((2, 2, 2)))

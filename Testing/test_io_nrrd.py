@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from scan_files import AXES, affine_of, rotation, signal_of
 
 from DiffusionFMLib.errors import GradientError, InputError
 from DiffusionFMLib.events import SilentReport
-from DiffusionFMLib.io import read_acquisition, read_image
+from DiffusionFMLib.io import read_acquisition, read_image, scan_files
+from DiffusionFMLib.session import Session
 from DiffusionFMLib.settings import ScanSettings
 
 TO_RAS = {"RAS": [1, 1, 1], "LAS": [-1, 1, 1], "LPS": [-1, -1, 1]}
@@ -78,6 +80,23 @@ def write(
 
 def read(path: Path):
     return read_acquisition(ScanSettings(dwi=str(path)), SilentReport())
+
+
+def test_data_of_another_name_are_files_of_the_scan(tmp_path: Path) -> None:
+    write(tmp_path / "dwi.nhdr", data_file="values.raw")
+    write(tmp_path / "other.nhdr", data_file="other.raw")
+    scan = ScanSettings(dwi=str(tmp_path / "dwi.nhdr"))
+    assert scan_files(scan) == [tmp_path / "dwi.nhdr", tmp_path / "values.raw"]
+
+
+def test_changed_data_of_another_name_are_read_again(tmp_path: Path) -> None:
+    write(tmp_path / "dwi.nhdr", data_file="values.raw")
+    scan, session = ScanSettings(dwi=str(tmp_path / "dwi.nhdr")), Session()
+    before = session.read(scan, SilentReport())
+    assert session.read(scan, SilentReport()) is before
+    write(tmp_path / "dwi2.nhdr", data_file="values.raw", dtype=">i2")
+    os.utime(tmp_path / "values.raw", ns=(1, 1))
+    assert not np.array_equal(session.read(scan, SilentReport()).signal, before.signal)
 
 
 @pytest.mark.parametrize("axes", AXES)

@@ -71,6 +71,11 @@ class ImageFile(ABC):
             msg = f"{self.path.name} has shape {self.shape}, which needs {size:.1f} GiB: there is not enough memory."
             raise InputError(msg, "Close other programs, or choose a smaller scan.") from error
 
+    @property
+    def files(self) -> list[Path]:
+        """What the image is read from."""
+        return [self.path]
+
     @abstractmethod
     def _values(self, report: Report, volumes: Sequence[int] | None) -> NDArray[np.float32]:
         """See `read`."""

@@ -143,6 +143,11 @@ class NrrdFile(ImageFile):
 
             yield files()
 
+    @property
+    def files(self) -> list[Path]:
+        """See `ImageFile.files`."""
+        return [self.path, *self._data_files()]
+
     def _data_files(self) -> list[Path]:
         named = self._fields.get("data file", self._fields.get("datafile"))
         if named is None:

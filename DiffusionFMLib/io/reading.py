@@ -76,7 +76,12 @@ def open_image(path: Path) -> ImageFile:
 def scan_files(settings: ScanSettings) -> list[Path]:
     """Files that a scan is read from, as far as they exist; the mask, which is not the scan, is not among them.
 
-    Beside an image these are all of its name: bval, bvec and raw data.
+    Beside an image these are all of its name (bval and bvec), and those that its header names.
+
+    Raises
+    ------
+    InputError
+        If the image is damaged or of no known format.
     """
     dwi = Path(settings.dwi).expanduser()
     paths = [Path(path) for path in (settings.bval, settings.bvec) if path]
@@ -85,6 +90,7 @@ def scan_files(settings: ScanSettings) -> list[Path]:
     elif dwi.exists():
         name = stem(dwi)
         paths += (path for path in dwi.parent.iterdir() if path.name.startswith(f"{name}."))
+        paths += open_image(dwi).files
     return sorted({path for path in (dwi, *paths) if path.is_file()})
 
 
