@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from DiffusionFMLib.errors import InputError
-from DiffusionFMLib.gradients import GradientTable
+from DiffusionFMLib.gradients import GradientTable, listed
 
 MAX_BVAL: Final = 4000.0
 """Higher b-values are outside what the models are made for, s/mm2."""
@@ -65,7 +65,7 @@ class Acquisition:
         # a sum sees every NaN and infinity in one pass, without a boolean copy of the scan
         if not np.isfinite(signal.sum(dtype=np.float64)):
             broken = np.flatnonzero(~np.isfinite(signal.sum(axis=(0, 1, 2), dtype=np.float64)))
-            msg = f"{self.name} holds values that are not finite numbers, in volume(s) {broken[:5].tolist()}."
+            msg = f"{self.name} holds values that are not finite numbers, in volume(s) {listed(broken)}."
             raise InputError(msg, "Export the scan again, or replace them with zeros.")
         affine = np.array(self.affine, np.float64)
         check_affine(affine, self.name)

@@ -118,10 +118,14 @@ def _about(default: Any, metadata: Any) -> str:
     low, high, unit = metadata["minimum"], metadata["maximum"], metadata["unit"]
     facts = [unit] if unit else []
     if low is not None and high is not None:
-        facts.append(f"{low:g} to {high:g}")
+        facts.append(f"{_number(low)} to {_number(high)}")
     if default != "":
         facts.append(f"default {default if not isinstance(default, bool) else 'yes' if default else 'no'}")
     return f"{metadata['help']} ({'; '.join(facts)})" if facts else metadata["help"]
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if float(value).is_integer() else f"{value:g}"
 
 
 @contextmanager

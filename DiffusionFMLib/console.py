@@ -66,7 +66,12 @@ class EventSink:
                 if event.traceback:
                     self._console.print(event.traceback, markup=False)
             case Cancelled():
-                self._console.print("cancelled: what was finished is kept, and a rerun continues there")
+                kept = (
+                    "what was finished is kept, and a rerun continues there"
+                    if self.artifacts
+                    else "nothing was written"
+                )
+                self._console.print(f"cancelled: {kept}")
             case Result():
                 self.result = event.data
             case Artifact():
@@ -108,14 +113,20 @@ def _show_scan(console: Console, result: dict[str, Any]) -> None:
     table = Table(show_header=False, box=None, title=escape(result["name"]), title_justify="left")
     table.add_row("scan", escape(quality["facts"]))
     table.add_row("directions", str(quality["n_directions"]))
-    table.add_row("SNR", f"{_number(quality['snr'])} at b0, {_number(quality['snr_weighted'])} at the highest b-value")
-    table.add_row(
-        "motion", f"{_number(quality['motion_mm'])} mm at most, {_number(quality['motion_median_mm'])} mm median"
-    )
+    snr = "not estimated"
+    if quality["snr"] is not None:
+        snr = f"{_number(quality['snr'])} at b0, {_number(quality['snr_weighted'])} at the highest b-value"
+    table.add_row("SNR", snr)
+    motion = "not estimated"
+    if quality["motion_mm"] is not None:
+        motion = f"{_number(quality['motion_mm'])} mm at most, {_number(quality['motion_median_mm'])} mm median"
+    table.add_row("motion", motion)
     table.add_row("outlier slices", f"{len(quality['outliers'])} ({quality['outlier_fraction']:.1%})")
     table.add_row("brain mask", f"{quality['mask_ml']:.0f} ml")
-    if quality["gradients"] is not None:
-        table.add_row("gradients", escape(quality["gradients"]["sentence"]))
+    gradients = quality["gradients"]
+    if gradients is not None:
+        told = gradients["sentence"] in quality["findings"]
+        table.add_row("gradients", gradients["verdict"] if told else escape(gradients["sentence"]))
     for model, reason in result["models"].items():
         table.add_row(f"model {model}", "supported" if reason is None else escape(reason))
     table.add_row("quality", f"[{_color(quality)}]{quality['light']}[/]")

@@ -99,10 +99,10 @@ class GradientTable:
         for name, values in (("b-values", bvals), ("gradient directions", bvecs)):
             broken = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(1))
             if len(broken):
-                msg = f"The {name} of volume(s) {_some(broken)} are not finite numbers."
+                msg = f"The {name} of volume(s) {listed(broken)} are not finite numbers."
                 raise GradientError(msg, "Correct the bval/bvec files, or remove those volumes from all three files.")
         if (bvals < 0).any():
-            msg = f"The b-value of volume(s) {_some(np.flatnonzero(bvals < 0))} is negative."
+            msg = f"The b-value of volume(s) {listed(np.flatnonzero(bvals < 0))} is negative."
             raise GradientError(msg, "Correct the bval file.")
 
         notes = list(self.notes)
@@ -285,6 +285,7 @@ def fsl_to_ras(affine: ArrayLike) -> NDArray[np.float64]:
     return axes @ np.diag([-1.0, 1.0, 1.0]) if np.linalg.det(axes) > 0 else axes
 
 
-def _some(indices: NDArray[np.intp]) -> str:
+def listed(indices: NDArray[np.intp]) -> str:
+    """The first of some volumes' positions, and how many there are."""
     text = ", ".join(str(i) for i in indices[:5])
     return text if len(indices) <= 5 else f"{text}, ... ({len(indices)} in all)"

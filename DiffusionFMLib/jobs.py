@@ -262,10 +262,10 @@ def _track(settings: TrackSettings, report: JobReport, session: Session, arrays:
         msg = f"Streamlines follow the diffusion tensor; the model is {settings.model}."
         raise SettingsError(msg, "Choose the model dti.")
     if settings.min_length >= settings.max_length:
-        msg = f"min_length is {settings.min_length:g} mm and max_length {settings.max_length:g} mm."
+        msg = f"The minimum length is {settings.min_length:g} mm, the maximum {settings.max_length:g} mm."
         raise SettingsError(msg, "Choose a minimum below the maximum.")
     if settings.seed_label and not settings.seed_mask:
-        msg = f"seed_label is {settings.seed_label}, but there is no seed mask to take it from."
+        msg = f"The seed label is {settings.seed_label}, but there is no seed mask to take it from."
         raise SettingsError(msg, "Give the seed mask too, or leave the label out.")
     seeds = None
     if settings.seed_mask:

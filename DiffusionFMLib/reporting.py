@@ -120,11 +120,15 @@ def explained(error: BaseException) -> DiffusionFMError | None:
     # torch's own class, by name: importing torch to look at an error could fail in turn
     if any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
         msg = "The graphics card ran out of memory."
-        return DeviceError(msg, "Close other programs that use it, lower memory_mib, or choose the device cpu.")
+        return DeviceError(
+            msg, "Close other programs that use it, lower the memory limit (--memory-mib), or choose the device cpu."
+        )
     allocation = isinstance(error, RuntimeError) and any(text in str(error) for text in _ALLOCATION)
     if isinstance(error, MemoryError) or allocation or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         msg = "The computer ran out of memory."
-        return DeviceError(msg, "Close other programs, lower memory_mib, or use a computer with more memory.")
+        return DeviceError(
+            msg, "Close other programs, lower the memory limit (--memory-mib), or use a computer with more memory."
+        )
     if isinstance(error, ImportError) and not (error.name or "").startswith("DiffusionFM"):
         msg = f"The package '{error.name}' is not installed in {sys.executable}."
         if not isinstance(error, ModuleNotFoundError):

@@ -89,17 +89,18 @@ def _validated(f: Field[Any], kind: type, value: Any) -> Any:
     """The value as the setting's type; ints are accepted for floats, nothing else is converted."""
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
+    name = f.name.replace("_", " ")
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        msg = f"{f.name} is {value!r}; expected {kind.__name__}."
+        msg = f"{name} is {value!r}; expected {kind.__name__}."
         raise SettingsError(msg, f"{f.metadata['help']}")
     choices, low, high = f.metadata["choices"], f.metadata["minimum"], f.metadata["maximum"]
     if choices and value not in choices:
-        msg = f"{f.name} is {value!r}; expected one of {', '.join(choices)}."
+        msg = f"{name} is {value!r}; expected one of {', '.join(choices)}."
         raise SettingsError(msg, "Choose one of them.")
     # written so that NaN fails too
     if (low is not None and not value >= low) or (high is not None and not value <= high):
         span = f"at least {low}" if high is None else f"at most {high}" if low is None else f"{low} to {high}"
-        msg = f"{f.name} is {value}; expected {span}."
+        msg = f"{name} is {value}; expected {span}."
         raise SettingsError(msg, "Choose a value in that range.")
     if f.default is MISSING:
         msg = f"Setting {f.name} has no default."

@@ -151,7 +151,7 @@ BAD = {
         text("bval", rows(np.maximum(BVALS, 65))),
         ProtocolError,
         rf"{NAME}\.nii\.gz has no b0 volume: its lowest b-value is 65",
-        "b0_threshold",
+        "--b0-threshold",
     ),
     "only b0": Bad(text("bval", rows(0 * BVALS)), ProtocolError, "no diffusion-weighted volume", "diffusion series"),
     "b in ms/um2": Bad(
@@ -184,9 +184,9 @@ BAD = {
     "no voxels": Bad(inside(lambda raw: set_dim(raw, 1, 0)), InputError, r"shape \(0, 5, 3, 7\)", "series"),
     "negative size": Bad(inside(lambda raw: set_dim(raw, 2, -5)), InputError, rf"{NAME}.*(shape|header)", ""),
     "NaN in the signal": Bad(
-        scan(data=with_hole(2, np.nan)), InputError, r"not finite numbers, in volume\(s\) \[2\]", "zeros"
+        scan(data=with_hole(2, np.nan)), InputError, r"not finite numbers, in volume\(s\) 2\.", "zeros"
     ),
-    "infinity in the signal": Bad(scan(data=with_hole(5, np.inf)), InputError, r"in volume\(s\) \[5\]", "zeros"),
+    "infinity in the signal": Bad(scan(data=with_hole(5, np.inf)), InputError, r"in volume\(s\) 5\.", "zeros"),
     "beyond float32": Bad(scan(data=np.where(signal_of() == 9, 1e300, 1.0)), InputError, "not finite numbers", "zeros"),
     "complex values": Bad(scan(data=signal_of().astype(np.complex64)), InputError, "type complex64", "magnitude"),
     "a flat affine": Bad(

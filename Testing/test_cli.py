@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from brain_scans import head
 from worker_client import ENVIRONMENT, write_small_scan
 
 from DiffusionFMLib.cli import DONE, USER, main
+from DiffusionFMLib.console import EventSink
+from DiffusionFMLib.events import Artifact, Cancelled
+from DiffusionFMLib.gradients import GradientTable
+from DiffusionFMLib.io import write_acquisition
 
 
 @pytest.fixture(scope="module")
@@ -255,6 +261,19 @@ def test_quality_findings_are_warnings_of_a_fit_and_stand_in_the_sidecars(tmp_pa
     assert any("only 8 gradient directions" in finding for finding in sidecar["Provenance"]["quality_findings"])
 
 
+def test_wrong_gradients_are_told_once_by_info_and_by_every_fit(tmp_path, capsys):
+    phantom, _ = head()
+    flipped = replace(phantom, gtab=GradientTable(phantom.gtab.bvals, phantom.gtab.bvecs * [-1, 1, 1]))
+    path = write_acquisition(flipped, tmp_path / "flipped.nii.gz")[0]
+    words = "sign of the image's x axis (left-right) flipped"
+    assert main(["info", str(path)]) == DONE
+    assert " ".join(capsys.readouterr().out.split()).count(words) == 1
+    assert main(["fit", str(path), "--out", str(tmp_path / "maps")]) == DONE
+    assert " ".join(capsys.readouterr().err.split()).count(words) == 1
+    sidecar = (tmp_path / "maps" / "flipped_model-tensor_param-colorfa_desc-wls_dwimap.json").read_text()
+    assert words in sidecar
+
+
 def test_seed_label_without_a_seed_mask_is_refused(scan, tmp_path, capsys):
     assert main(["track", str(scan), "--out", str(tmp_path / "maps"), "--seed-label", "2"]) == USER
     assert "no seed mask" in capsys.readouterr().err
@@ -279,3 +298,12 @@ def test_b_values_a_thousand_times_too_large_are_named(copy, capsys):
     bval.write_text(" ".join(f"{1000 * float(b):g}" for b in bval.read_text().split()))
     assert main(["info", str(copy)]) == USER
     assert "1000 times too large" in capsys.readouterr().err
+
+
+def test_a_cancelled_job_says_whether_something_was_written(capsys):
+    sink = EventSink()
+    sink(Cancelled("1"))
+    assert "nothing was written" in capsys.readouterr().err
+    sink(Artifact("1", "fa.nii.gz", "map", "fa"))
+    sink(Cancelled("1"))
+    assert "what was finished is kept" in capsys.readouterr().err

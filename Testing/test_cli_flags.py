@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields
 
 import pytest
@@ -76,7 +77,8 @@ def test_help_tells_every_setting_its_unit_range_and_default(command, capsys, mo
         line = next(line for line in text.splitlines() if f.metadata["help"] in line)
         assert f.metadata["unit"] in line
         if f.metadata["minimum"] is not None:
-            assert f"{f.metadata['minimum']:g} to {f.metadata['maximum']:g}" in line
+            low, high = re.search(r"(\S+) to ([\d.]+)(?=[;)])", line).groups()
+            assert (float(low.lstrip("(")), float(high)) == (f.metadata["minimum"], f.metadata["maximum"])
         if not isinstance(f.default, bool) and f.default != "":
             assert f"default {f.default}" in line
 

@@ -92,7 +92,7 @@ def converted(folder: Path, number: str, report: Report) -> Iterator[Series]:
             raise InputError(msg, "Choose one of them.", choices)
         if len(chosen) > 1:
             msg = f"{folder.name} holds {len(series)} diffusion series: {listed}."
-            raise InputError(msg, "Choose one by its number, with series.", choices)
+            raise InputError(msg, "Choose one by its number (--series).", choices)
         yield chosen[0]
 
 

@@ -173,7 +173,9 @@ def _check_protocol(image: ImageFile, gtab: GradientTable) -> None:
     if not gtab.b0_mask.any():
         lowest, limit = weighted.min(), gtab.b0_threshold
         msg = f"{name} has no b0 volume: its lowest b-value is {lowest:g} s/mm2; expected one at most at {limit:g}."
-        raise ProtocolError(msg, "Add the b0 volume, or raise b0_threshold if the lowest b-value stands for it.")
+        raise ProtocolError(
+            msg, "Add the b0 volume, or raise the b0 threshold (--b0-threshold) if the lowest b-value stands for it."
+        )
     if gtab.n_directions < 2:
         few = "along one direction only" if gtab.n_directions else "without any direction"
         msg = f"{name} has {len(weighted)} diffusion-weighted volume(s) {few}; expected three directions or more."

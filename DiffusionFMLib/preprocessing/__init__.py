@@ -46,7 +46,7 @@ def prepare(acquisition: Acquisition, settings: FitSettings, report: Report) -> 
     report.progress(0, 1, "mask")
     mask = brain_mask(acquisition)
     if not mask.any():
-        msg = f"{acquisition.name} holds no signal: all its b0 values are zero."
+        msg = f"{acquisition.name} holds no signal: none of its b0 values is above zero."
         raise InputError(msg, "Check that the right series was exported.")
     doubt = mask_doubt(acquisition, mask)
     if doubt:
