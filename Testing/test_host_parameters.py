@@ -210,6 +210,22 @@ def test_disconnected_widgets_and_parameters_go_their_own_ways(gui, parameters):
     assert made["name"].text == ""
 
 
+def test_connection_outlives_its_wrapper():
+    """The scene keeps a node that Python forgot: a collected observer of it would be called all the same."""
+    import gc
+
+    import qt
+    import slicer
+
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScriptedModuleNode", "forgotten")
+    edit = qt.QLineEdit()
+    wrapperClass()(node).connectParametersToGui({"name": edit})
+    del node
+    gc.collect()
+    slicer.mrmlScene.GetFirstNodeByName("forgotten").SetParameter("name", "set")
+    assert edit.text == "set"
+
+
 def test_unknown_parameter_name_is_an_error(parameters):
     import qt
 

@@ -7,7 +7,7 @@ inside of containers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, get_type_hints
 
 import vtk
@@ -42,6 +42,20 @@ __all__ = [
 ]
 
 
+_OBSERVING: dict[int, Callable[..., None]] = {}
+"""Observers of nodes, kept until their node goes.
+
+A node lives in the scene while nothing in Python holds it; what observes it is then garbage to Python's collector, yet
+still called: a crash.
+"""
+
+
+def _keepAlive(node: Any, observer: Callable[..., None]) -> None:
+    key = id(observer)
+    _OBSERVING[key] = observer
+    node.AddObserver(vtk.vtkCommand.DeleteEvent, lambda *_: _OBSERVING.pop(key))
+
+
 class _Attribute:
     """Reads and writes one parameter."""
 
@@ -65,7 +79,7 @@ class _Wrapper:
             msg = "parameterNode must not be None"
             raise ValueError(msg)
         self.parameterNode = parameterNode
-        self._connections: dict[int, tuple[int, list[Connection]]] = {}
+        self._connections: dict[int, list[Connection]] = {}
         was = parameterNode.StartModify()
         for parameter in self.allParameters.values():
             if not parameter.isIn(parameterNode):
@@ -147,14 +161,14 @@ class _Wrapper:
 
         show()
         tag = self.parameterNode.AddObserver(vtk.vtkCommand.ModifiedEvent, show)
-        self._connections[tag] = tag, connections
+        self._connections[tag] = connections
+        _keepAlive(self.parameterNode, show)
         return tag
 
     def disconnectGui(self, tag: int) -> None:
         """Untie the widgets of a `connectGui`."""
-        observer, connections = self._connections.pop(tag)
-        self.parameterNode.RemoveObserver(observer)
-        for connection in connections:
+        self.parameterNode.RemoveObserver(tag)
+        for connection in self._connections.pop(tag):
             connection.close()
 
 
