@@ -150,6 +150,17 @@ def test_reload_ends_the_worker_and_keeps_the_results(driver):
     assert "fa" in driver.results()
 
 
+def test_reload_leaves_no_widget_behind(driver):
+    import slicer
+
+    def widgets() -> int:
+        slicer.modules.DiffusionFMWidget.onReload()
+        driver.spin(0.05)
+        return len(slicer.app.allWidgets())
+
+    assert widgets() == widgets()
+
+
 def test_cleanup_ends_the_worker_and_its_folder(driver):
     driver.useFakeWorker("slow")
     driver.choose(addSmallScan())

@@ -153,6 +153,18 @@ class Application(QtWidgets.QApplication):
         """Pause or resume."""
         (self.pauseRender if paused else self.resumeRender)()
 
+    # --- events -------------------------------------------------------------------------------------------------------
+
+    def processEvents(self, *flags: Any) -> None:  # type: ignore[override]
+        """Let what waits happen.
+
+        Qt leaves what was told ``deleteLater`` to a running event loop; a script or test that has none would keep it for
+        ever.
+        """
+        QtWidgets.QApplication.processEvents(*flags)
+        if not QtCore.QThread.currentThread().loopLevel():
+            QtCore.QCoreApplication.sendPostedEvents(None, QtCore.QEvent.Type.DeferredDelete.value)
+
     def openUrl(self, url: str) -> None:
         """Open a page in the browser."""
         QtGui.QDesktopServices.openUrl(QtCore.QUrl(url))
