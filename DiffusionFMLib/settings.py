@@ -94,7 +94,7 @@ def _validated(f: Field[Any], kind: type, value: Any) -> Any:
         msg = f"{name} is {value!r}; expected {kind.__name__}."
         raise SettingsError(msg, f"{f.metadata['help']}")
     choices, low, high = f.metadata["choices"], f.metadata["minimum"], f.metadata["maximum"]
-    if choices and value not in choices:
+    if choices and value not in choices and value != f.default:
         msg = f"{name} is {value!r}; expected one of {', '.join(choices)}."
         raise SettingsError(msg, "Choose one of them.")
     # written so that NaN fails too
@@ -133,7 +133,7 @@ class FitSettings(ScanSettings):
     """Maps of a scan (job ``fit``)."""
 
     model: str = option("dti", "Signal model.", choices=tuple(MODELS))
-    method: str = option("wls", "Estimator.", choices=METHODS)
+    method: str = option("", "Estimator; the model's first when not given.", choices=METHODS)
     out: str = option("", "Folder that the results go to.", path=True)
     reweightings: int = option(
         1,
@@ -155,6 +155,11 @@ class FitSettings(ScanSettings):
         unit="MiB",
         advanced=True,
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.method:
+            object.__setattr__(self, "method", MODELS[self.model].methods[0])
 
 
 @dataclass(frozen=True)

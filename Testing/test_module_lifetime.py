@@ -17,10 +17,10 @@ def test_parameters_are_those_of_the_settings_and_are_validated(driver):
 
     from DiffusionFMLib.errors import SettingsError
     from DiffusionFMLib.settings import FitSettings, TrackSettings
-    from DiffusionFMSlicer.parameters import PANEL
+    from DiffusionFMSlicer.parameters import PANEL, PanelSettings
 
     parameters = driver.panel.parameters
-    assert {name: parameters.get(name) for name in PANEL} == {name: f.default for name, f in PANEL.items()}
+    assert {name: parameters.get(name) for name in PANEL} == vars(PanelSettings())
     with pytest.raises(SettingsError, match="expected 0 to 1"):
         parameters.set("stop_fa", 2.0)
     parameters.node.SetParameter("stop_fa", "from another version")

@@ -5,6 +5,7 @@ Every setting is a field of a job's dataclass in `DiffusionFMLib.settings`; noth
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import Field, dataclass, fields
 from typing import Any
@@ -49,14 +50,12 @@ class Parameters:
     def get(self, name: str) -> Any:
         """Value of a setting; its default when the node holds none, or one that no longer fits."""
         text = self.node.GetParameter(name)
-        default = PANEL[name].default
-        if not text:
-            return default
-        try:
-            return getattr(PanelSettings(**{name: json.loads(text)}), name)
-        except (ValueError, SettingsError):
-            # a scene of another version: its other settings still count
-            return default
+        if text:
+            # a scene of another version may hold what no longer fits: its other settings still count
+            with contextlib.suppress(ValueError, SettingsError):
+                return getattr(PanelSettings(**{name: json.loads(text)}), name)
+        # the default method is the model's
+        return getattr(PanelSettings(model=self.get("model")), name) if name == "method" else PANEL[name].default
 
     def set(self, name: str, value: Any) -> None:
         """Set a setting.

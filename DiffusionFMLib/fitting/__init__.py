@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from DiffusionFMLib.fitting.estimate import MIN_SIGNAL, Fit, FitOptions, fit
+from DiffusionFMLib.fitting.estimate import Fit, fit
+from DiffusionFMLib.fitting.estimators import MIN_SIGNAL, FitOptions
 
 __all__ = ["MIN_SIGNAL", "Fit", "FitOptions", "fit"]

@@ -1,4 +1,4 @@
-"""From a scan to maps: least-squares fits of log-linear models, tile by tile."""
+"""From a scan to maps, tile by tile, whatever the model and its estimator."""
 
 from __future__ import annotations
 
@@ -13,50 +13,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from DiffusionFMLib.acquisition import Acquisition
-from DiffusionFMLib.errors import InputError, ProtocolError, SettingsError
+from DiffusionFMLib.errors import InputError, ProtocolError
 from DiffusionFMLib.events import Report
 from DiffusionFMLib.fitting.device import choose_device
-from DiffusionFMLib.fitting.least_squares import LeastSquares, Problem
+from DiffusionFMLib.fitting.estimators import Estimator, FitOptions, Plan, plan
 from DiffusionFMLib.fitting.tiles import MIN_TILE, Voxels, for_each_tile, tile_size
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.maps import RESIDUAL, STATUS, FitStatus, ParameterMap
-from DiffusionFMLib.physics import LogLinearModel, SignalModel
+from DiffusionFMLib.physics import SignalModel
 from DiffusionFMLib.settings import FitSettings
-
-MIN_SIGNAL: Final = 1e-4
-"""Signals are raised to this before their logarithm is taken, as DIPY does (its MIN_POSITIVE_SIGNAL)."""
 
 MAX_LOG_S0: Final = 80.0
 """Beyond this S0 is not a float32 number any more."""
 
 MAX_PARAMETER: Final = 1e3
 """No signal of a scanner gives a larger parameter (diffusivities in um2/ms); what does is noise in the solution."""
-
-MAX_RESIDUAL: Final = 1e6
-"""Residuals are cut off here, where S0 is next to nothing."""
-
-WORKING_ARRAYS: Final = {"ols": 5, "wls": 5, "nlls": 8}
-"""Arrays as large as a tile's signal that a method holds at once."""
-
-
-@dataclass(frozen=True)
-class FitOptions:
-    """What people have no reason to change, and tests do.
-
-    Parameters
-    ----------
-    min_signal : float
-        In the scan's unit; see `MIN_SIGNAL`.
-    max_iterations : int
-        Of the nonlinear fit.
-    double : bool
-        Compute in float64; maps are float32 all the same.
-    """
-
-    min_signal: float = MIN_SIGNAL
-    max_iterations: int = 30
-    double: bool = False
-
 
 DEFAULTS: Final = FitOptions()
 
@@ -132,9 +103,6 @@ def fit(
     JobCancelled
         If the user cancelled.
     """
-    if settings.method not in model.methods or not isinstance(model, LogLinearModel):
-        msg = f"The method is {settings.method}; {model.title} can be fitted with {', '.join(model.methods)}."
-        raise SettingsError(msg, "Choose one of them.")
     if problem := model.unsupported(acquisition.gtab):
         raise ProtocolError(problem, "Choose another model, or a scan that has more directions or b-values.")
     mask = np.ones(acquisition.shape, bool) if acquisition.mask is None else acquisition.mask
@@ -156,7 +124,7 @@ def fit(
 class Output:
     """Buffers that tiles write to: Fortran order, which image files and the viewer both read as it lies."""
 
-    def __init__(self, model: LogLinearModel, mask: NDArray[np.bool_], voxels: Voxels) -> None:
+    def __init__(self, model: SignalModel, mask: NDArray[np.bool_], voxels: Voxels) -> None:
         self.model, self.mask, self.voxels = model, mask, voxels
         self.specs = {spec.name: spec for spec in (*model.map_specs, RESIDUAL, STATUS)}
         heights = [max(1, len(spec.components)) for spec in self.specs.values()]
@@ -196,7 +164,7 @@ class TileFit:
     Parameters
     ----------
     gtab : GradientTable
-    model : LogLinearModel
+    model : SignalModel
     settings : FitSettings
     options : FitOptions
     voxels : Voxels
@@ -206,7 +174,7 @@ class TileFit:
     def __init__(
         self,
         gtab: GradientTable,
-        model: LogLinearModel,
+        model: SignalModel,
         settings: FitSettings,
         options: FitOptions,
         voxels: Voxels,
@@ -216,37 +184,35 @@ class TileFit:
         self.voxels, self.output = voxels, output
         self.dtype = torch.float64 if options.double else torch.float32
         self.b0_rows = torch.as_tensor(np.flatnonzero(gtab.b0_mask))
+        self._plans: dict[torch.device, Plan] = {}
+
+    def plan(self, device: torch.device) -> Plan:
+        """The estimator, made ready for a device."""
+        if device not in self._plans:
+            self._plans[device] = plan(self.model, self.gtab, self.settings, self.options, device, self.dtype)
+        return self._plans[device]
 
     def tile_size(self, device: torch.device, memory_mib: int) -> int:
         """Voxels per tile that this much memory affords."""
-        unknowns = len(self.model.parameters)
-        rows = WORKING_ARRAYS[self.settings.method] * len(self.gtab) + 3 * unknowns * (unknowns + 1) + 100
-        return tile_size(device, rows * self.dtype.itemsize, memory_mib)
+        return tile_size(device, self.plan(device).rows * self.dtype.itemsize, memory_mib)
 
     def all_tiles(self, device: torch.device, size: int, report: Report) -> None:
         """Fit all voxels on a device, in tiles of this size."""
-        problem = Problem.of(self.model, self.gtab, device, self.dtype)
+        ready = self.plan(device)
 
         def make_worker() -> Callable[[int], None]:
-            solver = LeastSquares(problem, size)
-            return lambda start: self._tile(start, solver)
+            estimator = ready.estimator(size)
+            return lambda start: self._tile(start, estimator)
 
         for_each_tile(len(self.voxels), size, device, make_worker, report)
 
-    def _tile(self, start: int, solver: LeastSquares) -> None:
-        signal, log_signal = solver.signal, solver.log_signal
+    def _tile(self, start: int, estimator: Estimator) -> None:
+        signal = estimator.signal
         count = self.voxels.read(start, signal.shape[1], signal)
-        torch.clamp(signal, min=self.options.min_signal, out=log_signal).log_()
-        converged = None
-        if self.settings.method == "ols":
-            theta = solver.ordinary(log_signal)
-        else:
-            theta = solver.weighted(log_signal, self.settings.reweightings)
-        if self.settings.method == "nlls":
-            theta, converged = solver.nonlinear(log_signal, theta, self.options.max_iterations)
-
+        solution = estimator.solve()
+        theta = solution.theta
         usable = self._usable(signal, theta)
-        # most tiles have none, so the test pays
+        # most tiles have none that is not, so the test pays
         all_usable = bool(usable.all())
         if not all_usable:
             theta = torch.where(usable, theta, 0.0)
@@ -254,12 +220,12 @@ class TileFit:
             name: values.movedim(-1, 0) if values.ndim > 1 else values
             for name, values in self.model.maps(theta.T).items()
         }
-        maps["residual"] = self._residual(solver.problem.design.matrix, signal, theta, log_signal)
+        maps["residual"] = estimator.residual(theta)
         if not all_usable:
             maps = {name: torch.where(usable, values, 0.0) for name, values in maps.items()}
         status = torch.where(self.model.unphysical(theta.T), FitStatus.CLIPPED, FitStatus.OK)
-        if converged is not None:
-            status = torch.where(converged, status, FitStatus.NOT_CONVERGED)
+        if solution.converged is not None:
+            status = torch.where(solution.converged, status, FitStatus.NOT_CONVERGED)
         maps["status"] = torch.where(usable, status, FitStatus.DEGENERATE)
         self.output.write(start, count, theta, maps)
 
@@ -271,12 +237,6 @@ class TileFit:
             usable &= signal[self.b0_rows].amax(0) > self.options.min_signal
         # written so that NaN fails too
         return usable & (theta.abs().amax(0) < MAX_PARAMETER) & (theta[-1].abs() < MAX_LOG_S0)
-
-    def _residual(self, design: Tensor, signal: Tensor, theta: Tensor, buffer: Tensor) -> Tensor:
-        """Root mean square of measured minus fitted signal over S0, shape (V,); overwrites `buffer`."""
-        attenuation = torch.mm(design[:, :-1], theta[:-1], out=buffer).exp_()
-        difference = attenuation.addcmul_(signal, (-theta[-1]).exp(), value=-1)
-        return difference.square_().mean(0).sqrt_().clamp_(max=MAX_RESIDUAL)
 
 
 def _run_on_gpu(run: TileFit, device: torch.device, memory_mib: int, report: Report) -> None:

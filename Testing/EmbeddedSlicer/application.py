@@ -158,8 +158,8 @@ class Application(QtWidgets.QApplication):
     def processEvents(self, *flags: Any) -> None:  # type: ignore[override]
         """Let what waits happen.
 
-        Qt leaves what was told ``deleteLater`` to a running event loop; a script or test that has none would keep it for
-        ever.
+        Qt leaves what was told ``deleteLater`` to a running event loop; a script or test that has none would keep it
+        for ever.
         """
         QtWidgets.QApplication.processEvents(*flags)
         if not QtCore.QThread.currentThread().loopLevel():
