@@ -6,7 +6,7 @@ The measures are cheap estimates that rank scans and find broken ones; they are 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.events import Report
 from DiffusionFMLib.gradient_check import GradientCheck, check_gradients
 from DiffusionFMLib.physics.tensor_arrays import quadratic_form
+
+if TYPE_CHECKING:
+    from DiffusionFMLib.preprocessing.noise import NoiseEstimate
 
 TENSOR_DIRECTIONS: Final = 6
 FEW_DIRECTIONS: Final = 12
@@ -88,8 +91,8 @@ class QualitySummary:
         Median signal of a b0 in the brain over the noise's standard deviation.
     snr_weighted : float or None
         The same for the shell of highest b-value.
-    snr_method : str
-        Where the noise was taken from.
+    noise_correlation : tuple of float, or None
+        Between neighbours along the three voxel axes: interpolated scans have much.
     outliers : tuple of OutlierSlice
         Slices that lost signal.
     outlier_fraction : float
@@ -115,7 +118,7 @@ class QualitySummary:
     n_directions: int
     snr: float | None
     snr_weighted: float | None
-    snr_method: str
+    noise_correlation: tuple[float, ...] | None
     outliers: tuple[OutlierSlice, ...]
     outlier_fraction: float
     motion_mm: float | None
@@ -144,6 +147,7 @@ def summarise(acquisition: Acquisition, report: Report, check: bool = True) -> Q
         Also check the gradients against the fibres.
     """
     from DiffusionFMLib.preprocessing.masking import brain_mask, mask_doubt
+    from DiffusionFMLib.preprocessing.noise import estimate_noise
 
     report.progress(0, 5, "quality")
     mask = brain_mask(acquisition) if acquisition.mask is None else acquisition.mask
@@ -151,7 +155,8 @@ def summarise(acquisition: Acquisition, report: Report, check: bool = True) -> Q
     report.progress(1, 5, "quality")
     gradients = check_gradients(acquisition, report) if check else None
     report.progress(2, 5, "quality")
-    snr, snr_weighted, method = _snr(acquisition, mask)
+    noise = estimate_noise(acquisition, mask)
+    snr, snr_weighted = _snr(acquisition, mask, noise)
     report.progress(3, 5, "quality")
     outliers, fraction = _outlier_slices(acquisition, mask, report)
     report.progress(4, 5, "quality")
@@ -179,7 +184,7 @@ def summarise(acquisition: Acquisition, report: Report, check: bool = True) -> Q
         n_directions=gtab.n_directions,
         snr=snr,
         snr_weighted=snr_weighted,
-        snr_method=method,
+        noise_correlation=None if noise is None else tuple(round(value, 2) for value in noise.correlation),
         outliers=outliers,
         outlier_fraction=fraction,
         motion_mm=None if motion is None else round(float(motion.max()), 2),
@@ -236,51 +241,18 @@ def _groups(acquisition: Acquisition) -> list[NDArray[np.intp]]:
     return [group for group in groups if len(group) >= MIN_GROUP]
 
 
-def _snr(acquisition: Acquisition, mask: NDArray[np.bool_]) -> tuple[float | None, float | None, str]:
-    """SNR of b0s and of the highest shell, and the method.
-
-    The noise is the scatter between b0s, or else what a tensor leaves of one shell, its degrees of freedom counted;
-    both by the median absolute deviation. Background noise is no use: scanners filter or blank it.
-    """
+def _snr(
+    acquisition: Acquisition, mask: NDArray[np.bool_], noise: NoiseEstimate | None
+) -> tuple[float | None, float | None]:
+    """SNR of b0s and of the highest shell."""
     gtab = acquisition.gtab
-    if not mask.any() or not gtab.b0_mask.any():
-        return None, None, "none: no b0 or no brain"
+    if noise is None or not gtab.b0_mask.any():
+        return None, None
     voxels = np.argwhere(mask)
-    here = tuple(voxels[:: -(-len(voxels) // SNR_VOXELS)].T)
-    signal = acquisition.signal[here]
-    b0s = np.flatnonzero(gtab.b0_mask)
-    level = float(np.median(signal[:, b0s]))
-    if len(b0s) > 1:
-        differences = np.diff(signal[:, b0s].astype(np.float64), axis=1)
-        sigma = 1.4826 * float(np.median(np.abs(differences - np.median(differences, axis=0)))) / np.sqrt(2)
-        method = "difference of b0 volumes"
-    else:
-        residual = _tensor_residual(acquisition, signal)
-        if residual is None:
-            return None, None, "none: one b0 and too few directions"
-        sigma, method = residual, "residual of a tensor fit"
-    if not sigma > 0:
-        return None, None, "none: no noise found"
+    signal = acquisition.signal[tuple(voxels[:: -(-len(voxels) // SNR_VOXELS)].T)]
     weighted = list(gtab.shells[-1].indices) if gtab.shells else []
-    snr_weighted = round(float(np.median(signal[:, weighted])) / sigma, 1) if weighted else None
-    return round(level / sigma, 1), snr_weighted, method
-
-
-def _tensor_residual(acquisition: Acquisition, signal: NDArray[np.float32]) -> float | None:
-    """Standard deviation of what a tensor leaves of the largest shell, in units of the signal."""
-    gtab = acquisition.gtab
-    if not gtab.shells:
-        return None
-    shell = max(gtab.shells, key=len)
-    volumes = np.array([index for index in shell.indices if not gtab.trace_mask[index]], np.intp)
-    design = quadratic_form(gtab.bvecs[volumes])
-    freedom = len(volumes) - np.linalg.matrix_rank(design)
-    if freedom < 3:
-        return None
-    log = np.log(np.maximum(signal[:, volumes], 1e-3)).astype(np.float64)
-    predicted = log @ (design @ np.linalg.pinv(design)).T
-    residual = (log - predicted) * np.exp(predicted)
-    return 1.4826 * float(np.median(np.abs(residual))) * float(np.sqrt(len(volumes) / freedom))
+    snr_weighted = round(float(np.median(signal[:, weighted])) / noise.sigma, 1) if weighted else None
+    return round(float(np.median(signal[:, gtab.b0_mask])) / noise.sigma, 1), snr_weighted
 
 
 def _outlier_slices(

@@ -39,7 +39,7 @@ def test_snr_is_measured(n_b0):
     scan, truth = head(count=16, n_b0=n_b0)
     found = summary(scan.with_mask(truth))
     assert found.snr == pytest.approx(1 / NOISE, rel=0.15)
-    assert found.snr_method == ("residual of a tensor fit" if n_b0 == 1 else "difference of b0 volumes")
+    assert found.noise_correlation == pytest.approx((0, 0, 0), abs=0.05)
 
 
 def test_low_snr_is_a_finding(good):

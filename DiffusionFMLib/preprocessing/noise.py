@@ -1,0 +1,217 @@
+"""How noisy a scan is, where, and how far its noise is the same in neighbouring voxels.
+
+The noise is what no smooth function of direction explains: within each shell, and among the b0s, signals are split
+into even polynomials of the direction and the rest. The rest, in an orthonormal basis, is noise alone, independent and
+of the noise's own variance. Shells of few directions are split in their logarithm, in which a fibre is a polynomial of
+degree 2. Background is no use: scanners filter or blank it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations_with_replacement
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import chi2
+
+from DiffusionFMLib.acquisition import Acquisition
+from DiffusionFMLib.gradients import GradientTable
+
+ORDERS: Final = (8, 6, 4, 2)
+"""Degrees of the polynomials; all crossings at b = 3000 are smooth at the highest."""
+
+MIN_FREEDOM: Final = 3
+"""Fewer numbers per voxel that are noise alone are no basis for an estimate."""
+
+SHARE_OF_NOISE: Final = 0.25
+"""At least so much of a shell's numbers has to be left for the noise, when the degree is chosen."""
+
+SMOOTHING_MM: Final = 10.0
+"""Width of the Gaussian that turns voxels' scatter into a map; coils' sensitivities vary over centimetres."""
+
+ODD: Final = 3.0
+"""Voxels that scatter so many times more than the median have something else than noise: pulsation, movement."""
+
+ROUNDING: Final = 1e-6
+"""Scatter below this fraction of the largest signal is rounding."""
+
+RICIAN_VOXELS: Final = 5000
+"""Voxels that the correction for Rician noise is taken from."""
+
+RICIAN_STEPS: Final = 8
+"""Fixed-point steps of the correction for Rician noise."""
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseEstimate:
+    """Noise of a scan.
+
+    Parameters
+    ----------
+    sigma : float
+        Standard deviation in each of the receiver's channels, in the scan's unit; its typical value in the mask.
+        With less than about 16 directions, sharp crossings raise it: by up to a fifth where they are everywhere.
+    sigma_map : array, shape (X, Y, Z), float32
+        The same, smooth in space; 0 outside the mask.
+    correlation : tuple of float
+        Between the noise of neighbours along the three voxel axes.
+    freedom : int
+        Numbers per voxel that it rests on.
+    """
+
+    sigma: float
+    sigma_map: NDArray[np.float32]
+    correlation: tuple[float, float, float]
+    freedom: int
+
+
+def estimate_noise(acquisition: Acquisition, mask: NDArray[np.bool_]) -> NoiseEstimate | None:
+    """Level and spatial correlation of a scan's noise.
+
+    Parameters
+    ----------
+    acquisition : Acquisition
+    mask : array, shape (X, Y, Z), bool
+        The brain.
+
+    Returns
+    -------
+    NoiseEstimate or None
+        None where the protocol repeats nothing and has few directions, or the signal no scatter.
+    """
+    extract = NoiseExtractor(acquisition.gtab)
+    freedom = extract.freedom
+    if freedom < MIN_FREEDOM or not mask.any():
+        return None
+    scatter = np.zeros(mask.shape, np.float32)
+    for z in np.flatnonzero(mask.any(axis=(0, 1))):
+        here = mask[:, :, z]
+        scatter[here, z] = np.square(extract(acquisition.signal[:, :, z][here])).mean(axis=1)
+    typical = float(np.median(scatter[mask])) * freedom / chi2.median(freedom)
+    if not typical > (ROUNDING * float(np.abs(acquisition.signal[mask]).max())) ** 2:
+        return None
+    regular = mask & (scatter < ODD * typical)
+    # what the limit cuts off of a chi-squared distribution, its mean lacks
+    kept = chi2.cdf(ODD * freedom, freedom + 2) / chi2.cdf(ODD * freedom, freedom)
+    shrinkage = _rician_shrinkage(acquisition, regular, typical)
+    variance = _smooth(scatter, regular, acquisition.voxel_sizes) / (kept * shrinkage)
+    return NoiseEstimate(
+        float(np.sqrt(typical / shrinkage)),
+        np.sqrt(np.where(mask, variance, 0)).astype(np.float32),
+        _correlation(acquisition, extract, regular, ODD * float(np.sqrt(typical))),
+        freedom,
+    )
+
+
+class NoiseExtractor:
+    """Combinations of the volumes in which anatomy cancels and only noise is left, as large as in one volume.
+
+    Parameters
+    ----------
+    gtab : GradientTable
+
+    Attributes
+    ----------
+    freedom : int
+        Number F of combinations.
+    """
+
+    def __init__(self, gtab: GradientTable) -> None:
+        self._groups: list[tuple[NDArray[np.intp], NDArray[np.float32], bool]] = []
+        b0s = np.flatnonzero(gtab.b0_mask)
+        if len(b0s) > 1:
+            self._groups.append((b0s, _complement(gtab.bvecs[b0s], 0), False))
+        for shell in gtab.shells:
+            volumes = np.array([index for index in shell.indices if not gtab.trace_mask[index]], np.intp)
+            for order in ORDERS:
+                rest = _complement(gtab.bvecs[volumes], order)
+                if rest.shape[1] >= max(MIN_FREEDOM, SHARE_OF_NOISE * len(volumes)):
+                    self._groups.append((volumes, rest, order == ORDERS[-1]))
+                    break
+        self.freedom = sum(rest.shape[1] for _, rest, _ in self._groups)
+
+    def __call__(self, signal: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Noise, shape (..., F), of signals, shape (..., N)."""
+        parts = []
+        for volumes, rest, logarithmic in self._groups:
+            values = signal[..., volumes]
+            if not logarithmic:
+                parts.append(values @ rest)
+                continue
+            log = np.log(np.maximum(values, np.finfo(np.float32).tiny))
+            left = log @ rest
+            # noise of the logarithm is that of the signal over the signal
+            spread = np.exp(-2 * np.clip(log - left @ rest.T, -40, 40)) @ (rest**2).mean(axis=1)
+            parts.append(left / np.sqrt(spread)[..., None])
+        return np.concatenate(parts, axis=-1)
+
+
+def _complement(directions: NDArray[np.float64], order: int) -> NDArray[np.float32]:
+    """Orthonormal basis, shape (n, F), of what polynomials of the directions, shape (n, 3), do not explain."""
+    monomials = combinations_with_replacement(range(3), order)
+    explained = np.stack([directions[:, list(axes)].prod(axis=1) for axes in monomials], axis=1)
+    vectors, sizes, _ = np.linalg.svd(explained)
+    return vectors[:, int((sizes > 1e-6 * sizes.max()).sum()) :].astype(np.float32)
+
+
+def _rician_shrinkage(acquisition: Acquisition, regular: NDArray[np.bool_], scatter: float) -> float:
+    """Variance of the measured signal over sigma^2, typical of the brain: below 1 where SNR is low."""
+    import torch
+
+    from DiffusionFMLib.physics.noise import RicianNoise
+
+    voxels = np.argwhere(regular)
+    signal = acquisition.signal[tuple(voxels[:: -(-len(voxels) // RICIAN_VOXELS)].T)]
+    gtab = acquisition.gtab
+    groups = [np.flatnonzero(gtab.b0_mask), *(np.array(shell.indices) for shell in gtab.shells)]
+    groups = [group for group in groups if len(group)]
+    sizes = torch.tensor([len(group) for group in groups], dtype=torch.float64)
+    squares = [np.square(signal[:, group], dtype=np.float64).mean(axis=1) for group in groups]
+    mean_square = torch.as_tensor(np.stack(squares, axis=1))
+    shrinkage = 1.0
+    for _ in range(RICIAN_STEPS):
+        sigma = torch.as_tensor(scatter / shrinkage, dtype=torch.float64).sqrt()
+        # the square of the measured signal is s^2 + 2 sigma^2 on average
+        clean = (mean_square - 2 * sigma**2).clamp_min(0).sqrt()
+        ratio = RicianNoise().variance(clean, sigma) / sigma**2
+        shrinkage = float(((ratio * sizes).sum(1) / sizes.sum()).median())
+    return shrinkage
+
+
+def _smooth(
+    scatter: NDArray[np.float32], regular: NDArray[np.bool_], voxel_sizes: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """Local mean over regular voxels, everywhere near one."""
+    from scipy.ndimage import gaussian_filter
+
+    width = SMOOTHING_MM / voxel_sizes
+    weight = gaussian_filter(regular.astype(np.float32), width, mode="constant")
+    total = gaussian_filter(np.where(regular, scatter, 0), width, mode="constant")
+    return np.divide(total, weight, out=np.zeros_like(total), where=weight > 1e-6)
+
+
+def _correlation(
+    acquisition: Acquisition, extract: NoiseExtractor, regular: NDArray[np.bool_], limit: float
+) -> tuple[float, float, float]:
+    """Correlation of the noise of neighbours along x, y and z; `limit` cuts single odd values off."""
+    products, squares = np.zeros(3), np.zeros(3)
+    before, noise_before = (
+        np.zeros(regular.shape[:2], bool),
+        np.zeros((*regular.shape[:2], extract.freedom), np.float32),
+    )
+    for z in range(regular.shape[2]):
+        here = regular[:, :, z]
+        noise = np.clip(extract(acquisition.signal[:, :, z]), -limit, limit)
+        pairs = [
+            (noise[1:], noise[:-1], here[1:] & here[:-1]),
+            (noise[:, 1:], noise[:, :-1], here[:, 1:] & here[:, :-1]),
+            (noise, noise_before, here & before),
+        ]
+        for axis, (one, other, both) in enumerate(pairs):
+            products[axis] += float((one[both] * other[both]).sum())
+            squares[axis] += float((one[both] ** 2 + other[both] ** 2).sum()) / 2
+        before, noise_before = here, noise
+    x, y, z = np.divide(products, squares, out=np.zeros(3), where=squares > 0)
+    return float(x), float(y), float(z)

@@ -1,0 +1,125 @@
+"""Noise estimation: level, map and correlation of noise that was put in are found."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter, gaussian_filter1d
+
+from DiffusionFMLib.acquisition import Acquisition
+from DiffusionFMLib.gradients import GradientTable
+from DiffusionFMLib.preprocessing.noise import NoiseExtractor, estimate_noise
+from DiffusionFMLib.simulation.scanner import repelled_directions
+
+SHAPE = (28, 30, 26)
+S0 = 100.0
+
+
+def table(n_b0: int, shells: dict[int, int]) -> GradientTable:
+    bvecs = np.concatenate([np.zeros((n_b0, 3)), *(repelled_directions(count) for count in shells.values())])
+    return GradientTable(np.concatenate([np.zeros(n_b0), *(np.full(n, b) for b, n in shells.items())]), bvecs)
+
+
+def crossing_fibres(gtab: GradientTable, seed: int = 0) -> np.ndarray:
+    """Noise-free signal of two fibres per voxel, of two compartments each, whose directions and share vary smoothly."""
+    rng = np.random.default_rng(seed)
+    smooth = gaussian_filter(rng.normal(size=(7, *SHAPE)), (0, 4, 4, 4))
+    axes = smooth[:6].reshape(2, 3, *SHAPE)
+    axes /= np.linalg.norm(axes, axis=1, keepdims=True)
+    share = 0.5 + 0.4 * np.tanh(smooth[6] / smooth[6].std())
+    cosines = np.einsum("fcxyz,nc->fxyzn", axes, gtab.bvecs) ** 2
+    b = gtab.bvals / 1000
+    one, other = np.exp(-b * (0.3 + 1.6 * cosines))
+    return S0 * (share[..., None] * one + (1 - share[..., None]) * other)
+
+
+def scan(gtab: GradientTable, sigma, blur: tuple[float, ...] = (0, 0, 0), seed: int = 1) -> Acquisition:
+    """A magnitude image; noise in both channels blurred in space, then scaled back to sigma."""
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(size=(2, *SHAPE, len(gtab)))
+    for axis, width in enumerate(blur, start=1):
+        if width:
+            noise = gaussian_filter1d(noise, width, axis=axis, mode="wrap")
+    noise *= np.asarray(sigma)[..., None] / noise.std() if np.ndim(sigma) else sigma / noise.std()
+    return Acquisition(np.hypot(crossing_fibres(gtab) + noise[0], noise[1]).astype(np.float32), np.eye(4) * 2, gtab)
+
+
+MASK = np.zeros(SHAPE, bool)
+MASK[3:-3, 3:-3, 3:-3] = True
+
+
+@pytest.mark.parametrize(
+    ("gtab", "tolerance"),
+    [
+        # twelve directions cannot tell sharp crossings, which every voxel here has, from noise
+        (table(1, {1000: 12}), 0.18),
+        (table(1, {1000: 30}), 0.05),
+        (table(4, {1000: 6}), 0.05),
+        (table(6, {1000: 30, 2000: 60}), 0.05),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("snr", [6, 25])
+def test_level_is_found(gtab, tolerance, snr):
+    found = estimate_noise(scan(gtab, S0 / snr), MASK)
+    assert found.sigma == pytest.approx(S0 / snr, rel=tolerance)
+    assert np.median(found.sigma_map[MASK]) == pytest.approx(S0 / snr, rel=tolerance)
+    assert np.all(found.sigma_map[~MASK] == 0)
+
+
+def test_rician_noise_at_next_to_no_signal_is_not_taken_for_less():
+    gtab = table(1, {3000: 30})
+    assert estimate_noise(scan(gtab, S0 / 4), MASK).sigma == pytest.approx(S0 / 4, rel=0.08)
+
+
+def test_map_follows_noise_that_varies():
+    # across the scan sigma doubles
+    sigma = 3 * 2 ** np.broadcast_to(np.linspace(0, 1, SHAPE[0])[:, None, None], SHAPE)
+    found = estimate_noise(scan(table(1, {1000: 30}), sigma), MASK)
+    ratio = found.sigma_map[MASK] / sigma[MASK]
+    assert np.abs(ratio - 1).mean() < 0.1
+    for x in (5, 14, 22):
+        there = MASK[x]
+        assert found.sigma_map[x][there].mean() == pytest.approx(sigma[x, 0, 0], rel=0.1)
+
+
+def test_correlation_is_found_axis_by_axis():
+    blur = (0.6, 0.0, 0.45)
+    expected = []
+    for width in blur:
+        spike = np.zeros(64)
+        spike[32] = 1
+        kernel = gaussian_filter1d(spike, width) if width else spike
+        expected.append(float((kernel[1:] * kernel[:-1]).sum() / (kernel**2).sum()))
+    found = estimate_noise(scan(table(1, {1000: 30}), 4.0, blur), MASK)
+    assert found.correlation == pytest.approx(expected, abs=0.03)
+
+
+def test_pulsation_in_a_few_voxels_changes_little():
+    gtab = table(1, {1000: 30})
+    odd = scan(gtab, 4.0)
+    signal = odd.signal.copy()
+    signal[10:14, 10:14, 10:14] *= np.random.default_rng(2).uniform(0.5, 1.5, len(gtab))
+    found = estimate_noise(Acquisition(signal, odd.affine, gtab), MASK)
+    assert found.sigma == pytest.approx(4, rel=0.05)
+    assert found.sigma_map[12, 12, 12] < 5
+
+
+def test_what_is_extracted_is_blind_to_anatomy_and_as_large_as_the_noise():
+    gtab = table(3, {1000: 30, 2000: 64})
+    extract = NoiseExtractor(gtab)
+    assert extract.freedom == 2 + 15 + 19
+    assert np.sqrt(np.square(extract(crossing_fibres(gtab))).mean()) < 0.005 * S0
+    rng = np.random.default_rng(0)
+    found = extract(rng.normal(50, 2, (20_000, len(gtab))))
+    assert found.std() == pytest.approx(2, rel=0.01)
+    np.testing.assert_allclose(np.corrcoef(found.T), np.eye(extract.freedom), atol=0.04)
+
+
+def test_nothing_to_go_by_is_none():
+    few = table(1, {1000: 6})
+    assert estimate_noise(scan(few, 4.0), MASK) is None
+    plenty = table(1, {1000: 30})
+    constant = Acquisition(np.full((*SHAPE, len(plenty)), 5, np.float32), np.eye(4), plenty)
+    assert estimate_noise(constant, MASK) is None
+    assert estimate_noise(scan(plenty, 4.0), np.zeros(SHAPE, bool)) is None
