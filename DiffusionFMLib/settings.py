@@ -5,6 +5,7 @@ Loads without torch, so that Slicer's own process can read it.
 
 from __future__ import annotations
 
+import re
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from typing import Any, TypeVar, get_type_hints
 
@@ -13,6 +14,10 @@ from DiffusionFMLib.gradients import B0_THRESHOLD
 from DiffusionFMLib.physics import METHODS, MODELS
 
 S = TypeVar("S", bound="Settings")
+
+_SHELL = r"[1-9][0-9]{2,3}:[1-9][0-9]{0,2}"
+SHELLS = f"{_SHELL}(,{_SHELL})*"
+"""Form of a protocol as text."""
 
 
 def option(
@@ -23,6 +28,7 @@ def option(
     minimum: float | None = None,
     maximum: float | None = None,
     unit: str = "",
+    form: str = "",
     path: bool = False,
     advanced: bool = False,
 ) -> Any:
@@ -38,6 +44,8 @@ def option(
     minimum, maximum : float
         Allowed range, inclusive.
     unit : str
+    form : str
+        Regular expression that a text has to match; the default is its example.
     path : bool
         It names a file or folder.
     advanced : bool
@@ -49,6 +57,7 @@ def option(
         "minimum": minimum,
         "maximum": maximum,
         "unit": unit,
+        "form": form,
         "path": path,
         "advanced": advanced,
     }
@@ -97,6 +106,9 @@ def _validated(f: Field[Any], kind: type, value: Any) -> Any:
     if choices and value not in choices and value != f.default:
         msg = f"{name} is {value!r}; expected one of {', '.join(choices)}."
         raise SettingsError(msg, "Choose one of them.")
+    if f.metadata["form"] and not re.fullmatch(f.metadata["form"], str(value)):
+        msg = f"{name} is {value!r}; expected something like {f.default}."
+        raise SettingsError(msg, f"{f.metadata['help']}")
     # written so that NaN fails too
     if (low is not None and not value >= low) or (high is not None and not value <= high):
         span = f"at least {low}" if high is None else f"at most {high}" if low is None else f"{low} to {high}"
@@ -205,13 +217,28 @@ class SimulateSettings(Settings):
     """A whole-brain scan with known truth (job ``simulate``)."""
 
     out: str = option("", "Folder that the scan and its truth go to.", path=True)
-    directions: int = option(30, "Gradient directions.", minimum=6, maximum=512)
-    bval: float = option(1000.0, "b-value.", minimum=100, maximum=10_000, unit="s/mm2")
+    shells: str = option(
+        "1000:30",
+        "b-value (100 to 9999 s/mm2) and directions (1 to 999) of each shell; 1000:30,2000:60 is two.",
+        form=SHELLS,
+    )
     n_b0: int = option(2, "b0 volumes.", minimum=1, maximum=64)
     snr: float = option(25.0, "Signal-to-noise ratio of white matter at b0.", minimum=1, maximum=1000)
     voxel_size: float = option(2.0, "Voxel edge.", minimum=1, maximum=5, unit="mm")
+    noise_correlation: float = option(
+        0.0,
+        "Correlation of the noise of neighbouring voxels: interpolated scans have about 0.3.",
+        minimum=0,
+        maximum=0.5,
+    )
     lesion: bool = option(True, "Put an oedema-like lesion into the patient's right frontal white matter.")
     seed: int = option(0, "Seed of everything random.", minimum=0, maximum=2**31 - 1)
+
+    @property
+    def protocol(self) -> tuple[tuple[float, int], ...]:
+        """b-value, s/mm2, and number of directions of each shell."""
+        pairs = (shell.split(":") for shell in self.shells.split(","))
+        return tuple((float(bval), int(count)) for bval, count in pairs)
 
 
 JOBS: dict[str, type[Settings]] = {

@@ -245,7 +245,7 @@ def test_demo_draws_what_it_made(tmp_path, capsys):
 
 
 def test_a_simulated_scan_can_be_fitted(tmp_path, capsys):
-    simulate = ["simulate", "--out", str(tmp_path), "--voxel-size", "5", "--directions", "12", "--json"]
+    simulate = ["simulate", "--out", str(tmp_path), "--voxel-size", "5", "--shells", "1000:12", "--json"]
     assert main(simulate) == DONE
     result = json.loads(capsys.readouterr().out)
     assert set(result["files"]) == {path.name for path in tmp_path.iterdir() if path.suffix != ".json"}

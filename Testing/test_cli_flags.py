@@ -21,6 +21,8 @@ def _values(field):
     low, high = field.metadata["minimum"], field.metadata["maximum"]
     if field.metadata["choices"]:
         return st.sampled_from(field.metadata["choices"])
+    if field.metadata["form"]:
+        return st.from_regex(field.metadata["form"], fullmatch=True)
     match field.default:
         case bool():
             return st.booleans()
@@ -116,7 +118,7 @@ def test_a_wrong_command_line_is_the_users_to_fix(argv, capsys):
         ["fit", "scan.nii.gz", "--out", "maps", "--seed=-1"],
         ["info", "scan.nii.gz", "--b0-threshold", "nan"],
         ["track", "scan.nii.gz", "--out", "maps", "--max-angle", "100"],
-        ["simulate", "--out", "scan", "--directions", "5"],
+        ["simulate", "--out", "scan", "--snr", "0"],
     ],
 )
 def test_a_value_out_of_range_names_the_range(argv, capsys, tmp_path, monkeypatch):

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from DiffusionFMLib.errors import DiffusionFMError, JobCancelled
+from DiffusionFMLib.errors import DiffusionFMError, JobCancelled, SettingsError
 from DiffusionFMLib.events import SilentReport
 from DiffusionFMLib.fitting import fit
 from DiffusionFMLib.physics import MODELS
+from DiffusionFMLib.preprocessing.noise import estimate_noise
 from DiffusionFMLib.settings import FitSettings, SimulateSettings, TrackSettings
 from DiffusionFMLib.simulation import Simulated, simulate
 from DiffusionFMLib.simulation.bundles import BUNDLES, GROUPS, curves
@@ -24,17 +25,17 @@ VOXEL = 3.0
 
 
 def run(**settings: object) -> Simulated:
-    return simulate(SimulateSettings(**{"voxel_size": VOXEL, "directions": 12, **settings}), SilentReport())
+    return simulate(SimulateSettings(**{"voxel_size": VOXEL, "shells": "1000:12", **settings}), SilentReport())
 
 
 @pytest.fixture(scope="module")
 def noisy() -> Simulated:
-    return run(snr=20.0, bval=1000.0)
+    return run(snr=20.0)
 
 
 @pytest.fixture(scope="module")
 def clean() -> Simulated:
-    return run(snr=1000.0, seed=1, directions=30, n_b0=1)
+    return run(snr=1000.0, seed=1, shells="1000:30", n_b0=1)
 
 
 def around(simulated: Simulated, name: str, place: tuple[float, float, float]) -> NDArray[np.float32]:
@@ -124,14 +125,14 @@ def test_oedema_raises_md_and_b0_and_lowers_fa(clean: Simulated) -> None:
 
 
 def test_a_brain_without_lesion_has_none(clean: Simulated) -> None:
-    healthy = run(lesion=False, snr=1000.0, seed=1, directions=6)
+    healthy = run(lesion=False, snr=1000.0, seed=1, shells="1000:6")
     assert not healthy.truth["lesion"].data.any()
     wm = clean.truth["tissue"].data[..., 0] > 0.7
     assert abs(side_of_oedema(healthy.truth["md"].data, healthy.acquisition.affine, wm)) < 0.1e-3
 
 
 def test_same_seed_same_scan_other_seed_another_head(noisy: Simulated, clean: Simulated) -> None:
-    again = run(snr=20.0, bval=1000.0)
+    again = run(snr=20.0)
     np.testing.assert_array_equal(again.acquisition.signal, noisy.acquisition.signal)
     for name, truth in noisy.truth.items():
         np.testing.assert_array_equal(again.truth[name].data, truth.data)
@@ -159,6 +160,32 @@ def test_noise_is_rician_with_the_snr_asked_for(noisy: Simulated) -> None:
     assert WM_S0 * 0.85 < np.median(first[wm]) < GM_S0
 
 
+def test_noise_is_correlated_as_asked_for() -> None:
+    scan = run(snr=20.0, noise_correlation=0.3).acquisition
+    found = estimate_noise(scan, scan.mask)
+    assert found.correlation == pytest.approx((0.3, 0.3, 0.3), abs=0.03)
+    assert found.sigma == pytest.approx(WM_S0 / 20, rel=0.05)
+
+
+def test_signals_of_high_b_values_are_not_those_of_a_tensor() -> None:
+    scan = run(snr=1000.0, seed=1, shells="1000:20,2000:20", n_b0=1)
+    gtab, wm = scan.acquisition.gtab, scan.truth["tissue"].data[..., 0] > 0.95
+    assert gtab.summary() == "b 0 1000 2000: 1+20+20"
+    first, second = (gtab.bvecs[list(shell.indices)] for shell in gtab.shells)
+    assert np.abs(first @ second.T).max(axis=1).mean() < 0.99
+    mean = [scan.acquisition.signal[..., list(shell.indices)][wm].mean(axis=-1) for shell in gtab.shells]
+    b0 = scan.acquisition.signal[..., 0][wm]
+    # kurtosis holds the second shell above what the first foretells
+    assert np.median(mean[1] / b0 / (mean[0] / b0) ** 2) > 1.15
+
+
+@pytest.mark.parametrize("shells", ["1000", "1000:x", "50:30", "1000:0", "1000:30,", ""])
+def test_shells_that_make_no_sense_are_refused(shells: str) -> None:
+    with pytest.raises(SettingsError, match="shells is .* like 1000:30") as caught:
+        SimulateSettings(shells=shells)
+    assert "directions" in caught.value.hint
+
+
 def test_grid_is_left_handed_and_oblique() -> None:
     for voxel in (1.0, 2.0, 3.3):
         shape, affine = grid(voxel)
@@ -174,7 +201,7 @@ def test_directions_are_even(count: int, apart: float) -> None:
     cosine = np.abs(u @ u.T) - 2 * np.eye(count)
     assert np.degrees(np.arccos(cosine.max())) > apart
     np.testing.assert_allclose(u.T @ u / count, np.eye(3) / 3, atol=0.01)
-    gtab = gradient_table(count, 700.0, 3)
+    gtab = gradient_table(((700.0, count),), 3)
     assert gtab.summary() == f"b 0 700: 3+{count}"
 
 
@@ -224,7 +251,7 @@ def test_simulation_asks_often_whether_to_stop() -> None:
 
     report = Clock()
     with pytest.raises(JobCancelled):
-        simulate(SimulateSettings(voxel_size=2.0, directions=6), report)
+        simulate(SimulateSettings(voxel_size=2.0, shells="1000:6"), report)
     # a cancelled job must end within four seconds
     assert np.diff(report.asked).max() < 3
 

@@ -64,7 +64,7 @@ def simulate(settings: SimulateSettings, report: Report) -> Simulated:
     """
     rng = np.random.default_rng(settings.seed)
     shape, affine = grid(settings.voxel_size)
-    gtab = gradient_table(settings.directions, settings.bval, settings.n_b0)
+    gtab = gradient_table(settings.protocol, settings.n_b0)
 
     report.progress(0, 1, "Anatomy")
     world = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1) @ affine[:3, :3].T + affine[:3, 3]
@@ -80,7 +80,7 @@ def simulate(settings: SimulateSettings, report: Report) -> Simulated:
     # the mask's edge is sharp, the brain's is not
     head = voxels.sum(axis=-1) > 0.02
     fibres = anatomy.Architecture(report).fibres(template[head])
-    mixture = tissue.compartments(voxels[head], fibres, lesion.water[head], texture[head])
+    contents = tissue.fill(voxels[head], fibres, lesion.water[head], texture[head])
     del world, template, fibres, texture
 
     sigma = tissue.WM_S0 / settings.snr
@@ -89,11 +89,11 @@ def simulate(settings: SimulateSettings, report: Report) -> Simulated:
     theta = np.zeros((int(head.sum()), 7))
     for n in range(len(gtab)):
         report.progress(n, len(gtab), "Scanning")
-        clean = mixture.signal(float(gtab.bvals[n]), gtab.bvecs[n])
+        clean = contents.signal(float(gtab.bvals[n]), gtab.bvecs[n])
         theta += np.log(clean)[:, None] * pseudo_inverse[:, n]
         # Rician: the magnitude of a complex signal with independent Gaussian noise in both channels
-        imaginary = rng.normal(0, sigma, shape).astype(np.float32)
-        real = rng.normal(0, sigma, shape).astype(np.float32)
+        imaginary = sigma * _noise(shape, settings.noise_correlation, rng)
+        real = sigma * _noise(shape, settings.noise_correlation, rng)
         real[head] += clean * coil[head]
         signal[..., n] = np.hypot(real, imaginary)
     report.progress(len(gtab), len(gtab), "Scanning")
@@ -120,10 +120,17 @@ def grid(voxel_size: float) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
     return (nx, ny, nz), affine
 
 
-def gradient_table(directions: int, bval: float, n_b0: int) -> GradientTable:
-    """b0 volumes first, then directions spread evenly over the sphere."""
-    bvecs = np.concatenate([np.zeros((n_b0, 3)), repelled_directions(directions)])
-    return GradientTable(np.concatenate([np.zeros(n_b0), np.full(directions, bval)]), bvecs)
+def gradient_table(shells: tuple[tuple[float, int], ...], n_b0: int) -> GradientTable:
+    """b0 volumes first, then each shell's directions, (b-value, count), spread evenly over the sphere."""
+    from scipy.spatial.transform import Rotation
+
+    bvals, bvecs = [np.zeros(n_b0)], [np.zeros((n_b0, 3))]
+    for place, (bval, count) in enumerate(shells):
+        # turned against each other, so that no two shells share their directions
+        turn = Rotation.from_rotvec(place * np.array([0.4, 0.7, 1.1])).as_matrix()
+        bvals.append(np.full(count, bval))
+        bvecs.append(repelled_directions(count) @ turn.T)
+    return GradientTable(np.concatenate(bvals), np.concatenate(bvecs))
 
 
 def repelled_directions(count: int) -> NDArray[np.float64]:
@@ -159,6 +166,18 @@ def _coil(world: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.fl
     offset = rng.uniform(-15, 15, 3) + CENTRE
     r2 = (((world - offset) / (90, 105, 90)) ** 2).sum(axis=-1)
     return (0.9 + 0.14 * r2 / (1 + 0.25 * r2)).astype(np.float32)
+
+
+def _noise(shape: tuple[int, int, int], correlation: float, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Standard normal noise, correlated between neighbours along each axis as interpolation makes it."""
+    noise = rng.standard_normal(shape, np.float32)
+    if not correlation:
+        return noise
+    # a moving average with weights 1 : a has the correlation a / (1 + a^2)
+    weight = (1 - np.sqrt(1 - 4 * correlation**2)) / (2 * correlation)
+    for axis in range(3):
+        noise = noise + np.float32(weight) * np.roll(noise, 1, axis)
+    return noise / np.float32((1 + weight**2) ** 1.5)
 
 
 def _texture(shape: tuple[int, int, int], voxel_size: float, rng: np.random.Generator) -> NDArray[np.float32]:

@@ -1,4 +1,8 @@
-"""What each tissue looks like in a diffusion scan."""
+"""What each tissue looks like in a diffusion scan.
+
+Axons are sticks that fan out around their bundle's direction, with hindered water between them; grey matter has
+neurites in all directions, CSF and oedema are free. This is richer than any model that is fitted, at every b-value.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +11,21 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import erf
 
-from DiffusionFMLib.physics.tensor_arrays import quadratic_form
 from DiffusionFMLib.simulation.anatomy import Fibres
 
-WM_AXIAL: Final = 1.7
-WM_RADIAL: Final = 0.3
-GM_DIFFUSIVITY: Final = 0.85
+INSIDE_AXONS: Final = 0.55
+INSIDE_NEURITES: Final = 0.35
+"""Share of the signal that comes from inside axons in white matter, and neurites in grey."""
+
+INTRA_DIFFUSIVITY: Final = 2.3
+EXTRA_AXIAL: Final = 1.25
+EXTRA_RADIAL: Final = 0.78
+GM_EXTRA_DIFFUSIVITY: Final = 1.05
 CSF_DIFFUSIVITY: Final = 3.0
 OEDEMA_DIFFUSIVITY: Final = 2.0
-"""Diffusivities, um2/ms, of a healthy adult at body temperature (Pierpaoli et al., 1996)."""
+"""Diffusivities, um2/ms, of a healthy adult at body temperature (Novikov et al., 2018)."""
 
 WM_S0: Final = 500.0
 GM_S0: Final = 640.0
@@ -24,37 +33,83 @@ CSF_S0: Final = 1500.0
 OEDEMA_S0: Final = 1150.0
 """T2-weighted signal of each tissue without diffusion weighting, in the scan's units."""
 
+STICKS: Final = 6
+"""Sticks of a fibre population, evenly around its direction: fewer would show their number at high b-values."""
+
 
 @dataclass(frozen=True, eq=False)
-class Compartments:
-    """Mixture of Gaussian compartments at each of V voxels: S = sum of S0 exp(-b g'Dg).
+class FibrePopulation:
+    """Fibres that run together through each of V voxels.
 
     Parameters
     ----------
-    s0 : array, shape (C, V)
-        Signal of each compartment at b0, its volume fraction included.
-    tensors : array, shape (C, V, 6), um2/ms
-        Dxx, Dxy, Dxz, Dyy, Dyz, Dzz in RAS.
+    s0 : array, shape (V,)
+        Signal without diffusion weighting.
+    intra : array, shape (V,)
+        Share of it from inside the axons.
+    frame : array, shape (V, 3, 3)
+        Rows: the direction in RAS, and two axes across it.
+    spread : array, shape (V,)
+        Mean square sine of the axons' angle to the direction.
     """
 
     s0: NDArray[np.float32]
-    tensors: NDArray[np.float32]
+    intra: NDArray[np.float32]
+    frame: NDArray[np.float32]
+    spread: NDArray[np.float32]
+
+    def signal(self, b: float, direction: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Noise-free signal, shape (V,); `b` in ms/um2, `direction` a unit vector in RAS."""
+        along, across, beside = (self.frame @ direction).T
+        inside = np.zeros_like(along)
+        axial, radial = np.sqrt(1 - self.spread) * along, np.sqrt(self.spread)
+        for angle in np.arange(STICKS) * (2 * np.pi / STICKS):
+            cosine = axial + radial * (np.float32(np.cos(angle)) * across + np.float32(np.sin(angle)) * beside)
+            inside += np.exp(-b * INTRA_DIFFUSIVITY * cosine**2)
+        # the mean over the fan of tensors that are axially symmetric
+        anisotropy = (EXTRA_AXIAL - EXTRA_RADIAL) * (1 - 1.5 * self.spread)
+        mean = (EXTRA_AXIAL + 2 * EXTRA_RADIAL) / 3
+        outside = np.exp(-b * (mean + anisotropy * (along**2 - np.float32(1 / 3))))
+        return self.s0 * (self.intra * (inside / STICKS) + (1 - self.intra) * outside)
+
+
+@dataclass(frozen=True, eq=False)
+class Tissue:
+    """What is in each of V voxels.
+
+    Parameters
+    ----------
+    populations : tuple of FibrePopulation
+    gm, csf, oedema : array, shape (V,)
+        Signal without diffusion weighting of grey matter, CSF and oedema.
+    """
+
+    populations: tuple[FibrePopulation, ...]
+    gm: NDArray[np.float32]
+    csf: NDArray[np.float32]
+    oedema: NDArray[np.float32]
 
     def signal(self, bval: float, direction: NDArray[np.float64]) -> NDArray[np.float32]:
         """Noise-free signal of one volume, shape (V,); `bval` in s/mm2, `direction` a unit vector in RAS."""
-        if not bval:
-            return self.s0.sum(axis=0)
-        along = self.tensors @ quadratic_form(direction).astype(np.float32)
-        return (self.s0 * np.exp(-1e-3 * np.float32(bval) * along)).sum(axis=0)
+        b = bval * 1e-3
+        root = np.sqrt(b * INTRA_DIFFUSIVITY)
+        neurites = np.sqrt(np.pi) / 2 * erf(root) / root if root else 1.0
+        grey = INSIDE_NEURITES * neurites + (1 - INSIDE_NEURITES) * np.exp(-b * GM_EXTRA_DIFFUSIVITY)
+        signal = self.gm * np.float32(grey)
+        signal += self.csf * np.float32(np.exp(-b * CSF_DIFFUSIVITY))
+        signal += self.oedema * np.float32(np.exp(-b * OEDEMA_DIFFUSIVITY))
+        for population in self.populations:
+            signal += population.signal(b, direction.astype(np.float32))
+        return signal
 
 
-def compartments(
+def fill(
     fractions: NDArray[np.float32],
     fibres: Fibres,
     water: NDArray[np.float32],
     texture: NDArray[np.float32],
-) -> Compartments:
-    """Compartments of voxels: two fibre populations, grey matter, CSF and oedema.
+) -> Tissue:
+    """Tissue of voxels.
 
     Parameters
     ----------
@@ -68,26 +123,31 @@ def compartments(
         Smooth variation around zero of how tightly axons are packed.
     """
     wm, gm, csf = fractions.T
-    radial = WM_RADIAL * (1 + 0.5 * texture[:, None])
-    axial = WM_AXIAL * (1 - 0.1 * texture[:, None])
-    # dispersed fibres: the tensor of the mean dyad, axially symmetric about the mean direction
-    spread = fibres.dispersion
-    along = radial + (axial - radial) * (1 - spread)
-    across = radial + (axial - radial) * spread / 2
-    u = fibres.directions
-    dyad = np.stack([u[..., i] * u[..., j] for i, j in ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))], axis=-1)
-    identity = np.array([1, 0, 0, 1, 0, 1], np.float32)
-    fibre = across[..., None] * identity + (along - across)[..., None] * dyad
-    isotropic = [
-        d * np.broadcast_to(identity, (len(wm), 6)) for d in (GM_DIFFUSIVITY, CSF_DIFFUSIVITY, OEDEMA_DIFFUSIVITY)
-    ]
     dry = 1 - water
-    s0 = [
-        *(WM_S0 * wm * dry * fibres.fractions[:, k] for k in (0, 1)),
-        GM_S0 * gm * dry * (1 + 0.05 * texture),
-        CSF_S0 * csf,
-        OEDEMA_S0 * (wm + gm) * water,
-    ]
-    return Compartments(
-        np.stack(s0).astype(np.float32), np.stack([fibre[:, 0], fibre[:, 1], *isotropic]).astype(np.float32)
+    intra = (INSIDE_AXONS * (1 + 0.3 * texture)).astype(np.float32)
+    populations = tuple(
+        FibrePopulation(
+            (WM_S0 * wm * dry * fibres.fractions[:, k]).astype(np.float32),
+            intra,
+            _frames(fibres.directions[:, k]),
+            fibres.dispersion[:, k].astype(np.float32),
+        )
+        for k in range(fibres.directions.shape[1])
     )
+    return Tissue(
+        populations,
+        (GM_S0 * gm * dry * (1 + 0.05 * texture)).astype(np.float32),
+        (CSF_S0 * csf).astype(np.float32),
+        (OEDEMA_S0 * (wm + gm) * water).astype(np.float32),
+    )
+
+
+def _frames(directions: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Unit vectors, shape (V, 3), with two axes across each, shape (V, 3, 3) (Duff et al., 2017)."""
+    x, y, z = directions.T
+    sign = np.copysign(1, z)
+    a = -1 / (sign + z)
+    b = x * y * a
+    across = np.stack([1 + sign * x * x * a, sign * b, -sign * x], axis=-1)
+    beside = np.stack([b, sign + y * y * a, -y], axis=-1)
+    return np.stack([directions, across, beside], axis=1).astype(np.float32)
