@@ -74,7 +74,7 @@ class FibrePopulation:
 
 
 @dataclass(frozen=True, eq=False)
-class Tissue:
+class Microstructure:
     """What is in each of V voxels.
 
     Parameters
@@ -108,8 +108,8 @@ def fill(
     fibres: Fibres,
     water: NDArray[np.float32],
     texture: NDArray[np.float32],
-) -> Tissue:
-    """Tissue of voxels.
+) -> Microstructure:
+    """Microstructure of voxels.
 
     Parameters
     ----------
@@ -134,7 +134,7 @@ def fill(
         )
         for k in range(fibres.directions.shape[1])
     )
-    return Tissue(
+    return Microstructure(
         populations,
         (GM_S0 * gm * dry * (1 + 0.05 * texture)).astype(np.float32),
         (CSF_S0 * csf).astype(np.float32),
