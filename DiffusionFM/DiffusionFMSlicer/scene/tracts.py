@@ -84,7 +84,9 @@ def setTracts(node: Any, data: vtk.vtkPolyData) -> None:
     display.SetLineWidth(1.5)
     display.SetLighting(False)
     display.SetVisibility2D(True)
-    display.SetSliceIntersectionThickness(3)
+    # points, not squares, and the anatomy is seen between them
+    display.SetSliceIntersectionThickness(2)
+    display.SetSliceIntersectionOpacity(0.7)
     display.SetSliceDisplayModeToIntersection()
 
 
