@@ -120,6 +120,9 @@ def test_tracts_are_those_of_the_command_line_in_ras(opened, by_command):
     file.close()
     np.testing.assert_allclose(slicer.util.arrayFromModelPoints(opened.results()["tracts"]), points, atol=1e-3)
     assert opened.results()["tracts"].GetPolyData().GetNumberOfLines() > 20
+    # axes are the key to the colours
+    for view in slicer.util.getNodesByClass("vtkMRMLViewNode"):
+        assert view.GetOrientationMarkerType() == view.OrientationMarkerTypeAxes
 
 
 def test_nothing_blocks_the_event_loop_while_the_worker_computes(opened):

@@ -335,6 +335,7 @@ class Panel:
         elif node.GetAttribute(NAME) == "colorfa":
             views.setOverlay(node, self.ui.opacitySlider.value)
         elif resultlist.isTracts(node):
+            views.showAxes()
             self.centre()
 
     def _resultsByName(self) -> dict[str, Any]:

@@ -132,6 +132,13 @@ def aimCameras(centre: NDArray[Any], radius: float) -> None:
         node.ResetClippingRange()
 
 
+def showAxes() -> None:
+    """Axes in the corner of each 3D view that has no marker: red, green and blue as the directions' colours."""
+    for node in slicer.util.getNodesByClass("vtkMRMLViewNode"):
+        if node.GetOrientationMarkerType() == node.OrientationMarkerTypeNone:
+            node.SetOrientationMarkerType(node.OrientationMarkerTypeAxes)
+
+
 def layoutNode() -> Any:
     """The scene's layout node, or None in a program without layouts."""
     return slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLLayoutNode")
