@@ -162,7 +162,12 @@ def plan(
     SettingsError
         If the model cannot be fitted with that method.
     """
-    if settings.method not in model.methods or not isinstance(model, LogLinearModel):
+    if settings.method not in model.methods:
         msg = f"The method is {settings.method}; {model.title} can be fitted with {', '.join(model.methods)}."
         raise SettingsError(msg, "Choose one of them.")
-    return LogLinearPlan(model, gtab, settings, options, device, dtype)
+    if isinstance(model, LogLinearModel):
+        return LogLinearPlan(model, gtab, settings, options, device, dtype)
+    # needs the contract above
+    from DiffusionFMLib.fitting.noddi import NoddiPlan
+
+    return NoddiPlan(gtab, options, device, dtype)

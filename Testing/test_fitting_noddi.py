@@ -1,0 +1,118 @@
+"""NODDI fits: truth is found, both implementations agree, bad voxels are told, AMICO is no better."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from DiffusionFMLib.acquisition import Acquisition
+from DiffusionFMLib.events import SilentReport
+from DiffusionFMLib.fitting import FitOptions, fit, fused
+from DiffusionFMLib.maps import FitStatus
+from DiffusionFMLib.physics import MODELS, NODDI
+from DiffusionFMLib.settings import FitSettings
+from DiffusionFMLib.simulation.scanner import gradient_table
+
+DENSE = gradient_table(((1000.0, 30), (2000.0, 60)), 6)
+SPARSE = gradient_table(((1000.0, 6), (2000.0, 6)), 1)
+SHAPE = (16, 16, 8)
+IMPLEMENTATIONS = ["torch", pytest.param("fused", marks=pytest.mark.skipif(not fused.available(), reason="no numba"))]
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def implementation(request, monkeypatch) -> str:
+    monkeypatch.setattr(fused, "available", lambda: request.param == "fused")
+    return request.param
+
+
+def truth(seed: int = 0) -> torch.Tensor:
+    """Parameters of tissue, shape (voxels, 7)."""
+    rng, count = np.random.default_rng(seed), int(np.prod(SHAPE))
+    mu = rng.normal(size=(count, 3))
+    mu /= np.linalg.norm(mu, axis=1, keepdims=True)
+    rest = rng.uniform([0.2, 0.03, 0.0, 5.0], [0.8, 0.7, 0.3, 6.0], (count, 4))
+    return torch.as_tensor(np.column_stack([mu, rest]))
+
+
+def scan(theta: torch.Tensor, gtab, snr: float = np.inf, seed: int = 0) -> Acquisition:
+    clean = NODDI().signal(theta, gtab).numpy()
+    rng = np.random.default_rng(seed)
+    sigma = clean[:, :1] / snr
+    noise = rng.normal(size=(2, *clean.shape)) * sigma
+    signal = np.hypot(clean + noise[0], noise[1]).astype(np.float32)
+    return Acquisition(signal.reshape(*SHAPE, -1), np.diag([2.0, 2, 2, 1]), gtab)
+
+
+def run(acquisition: Acquisition, **options) -> dict:
+    found = fit(acquisition, MODELS["noddi"], FitSettings(model="noddi", device="cpu"), SilentReport(), FitOptions(**options))
+    return {name: map.data.reshape(-1, *map.data.shape[3:]) for name, map in found.maps.items()}
+
+
+@pytest.mark.parametrize("gtab", [DENSE, SPARSE], ids=str)
+def test_truth_is_found_without_noise(implementation, gtab):
+    theta = truth().numpy()
+    maps = run(scan(torch.as_tensor(theta), gtab))
+    for column, name in ((3, "ndi"), (4, "odi"), (5, "fwf")):
+        error = np.abs(maps[name] - theta[:, column])
+        assert np.median(error) < 1e-5, name
+        assert np.percentile(error, 99) < 1e-3, name
+    cosine = np.abs((maps["v1"] * theta[:, :3]).sum(axis=-1))
+    assert np.degrees(np.arccos(np.clip(np.percentile(cosine, 1), 0, 1))) < 0.5
+    np.testing.assert_allclose(np.median(maps["s0"] / np.exp(theta[:, 6])), 1, atol=1e-4)
+    assert (maps["status"] == FitStatus.OK).mean() > 0.99
+    assert np.median(maps["residual"]) < 1e-5
+
+
+@pytest.mark.skipif(not fused.available(), reason="no numba")
+def test_both_implementations_find_the_same(monkeypatch):
+    noisy = scan(truth(), DENSE, snr=20)
+    compiled = run(noisy)
+    monkeypatch.setattr(fused, "available", lambda: False)
+    batched = run(noisy)
+    for name in ("ndi", "odi", "fwf", "residual"):
+        difference = np.abs(compiled[name] - batched[name])
+        assert np.median(difference) < 3e-5, name
+        assert np.percentile(difference, 98) < 3e-3, name
+
+
+@pytest.mark.parametrize("dtype", ["single", "double"])
+def test_bounds_hold_and_nothing_is_nan_in_noise(implementation, dtype):
+    maps = run(scan(truth(), SPARSE, snr=2), double=dtype == "double")
+    for name, low, high in (("ndi", 0, 1), ("odi", 0.01, 0.99), ("fwf", 0, 1), ("s0", 0, np.inf)):
+        assert np.isfinite(maps[name]).all(), name
+        assert maps[name].min() >= low - 1e-6, name
+        assert maps[name].max() <= high + 1e-6, name
+    np.testing.assert_allclose(np.linalg.norm(maps["v1"], axis=-1), 1, atol=1e-5)
+
+
+def test_voxels_without_a_usable_signal_are_told(implementation):
+    good = scan(truth(), DENSE)
+    signal = good.signal.copy()
+    signal[0, 0, 0] = 0
+    signal[0, 0, 1] = 77
+    signal[0, 0, 2] = 1e30
+    signal[0, 0, 3] = -5
+    signal[0, 0, 4] = np.exp(-DENSE.bvals * 3e-3) * 900
+    signal[0, 0, 5, ~DENSE.b0_mask] = 0
+    maps = run(Acquisition(signal, good.affine, DENSE))
+    assert all(np.isfinite(values).all() for values in maps.values())
+    status = maps["status"][:6]
+    assert (status[:4] == FitStatus.DEGENERATE).all()
+    assert all(maps[name][:4].max() == 0 for name in ("ndi", "odi", "fwf", "s0", "residual"))
+    # free water is a signal like any other
+    assert maps["fwf"][4] > 0.98
+    assert maps["s0"][4] == pytest.approx(900, rel=0.02)
+
+
+def test_no_worse_than_amico(tmp_path, capfd):
+    amico = pytest.importorskip("amico", reason="AMICO is not installed")
+    from amico_peer import amico_noddi
+
+    theta = truth(1)
+    for gtab, snr in ((DENSE, 20), (SPARSE, 30)):
+        noisy = scan(theta, gtab, snr=snr)
+        ours, theirs = run(noisy), amico_noddi(amico, noisy, tmp_path / gtab.summary().replace(" ", "").replace(":", ""))
+        for column, name in ((3, "ndi"), (4, "odi"), (5, "fwf")):
+            error = [np.sqrt(np.mean((maps[name].ravel() - theta[:, column].numpy()) ** 2)) for maps in (ours, theirs)]
+            assert error[0] < error[1], (name, gtab.summary(), error)
