@@ -9,6 +9,7 @@ import torch
 from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.events import SilentReport
 from DiffusionFMLib.fitting import FitOptions, fit, fused
+from DiffusionFMLib.fitting.noddi import NoddiPlan
 from DiffusionFMLib.maps import FitStatus
 from DiffusionFMLib.physics import MODELS, NODDI
 from DiffusionFMLib.settings import FitSettings
@@ -44,15 +45,17 @@ def scan(theta: torch.Tensor, gtab, snr: float = np.inf, seed: int = 0) -> Acqui
     return Acquisition(signal.reshape(*SHAPE, -1), np.diag([2.0, 2, 2, 1]), gtab)
 
 
-def run(acquisition: Acquisition, **options) -> dict:
-    found = fit(acquisition, MODELS["noddi"], FitSettings(model="noddi", device="cpu"), SilentReport(), FitOptions(**options))
+def run(acquisition: Acquisition, method: str = "nlls", **options) -> dict:
+    settings = FitSettings(model="noddi", method=method, device="cpu")
+    found = fit(acquisition, MODELS["noddi"], settings, SilentReport(), FitOptions(**options))
     return {name: map.data.reshape(-1, *map.data.shape[3:]) for name, map in found.maps.items()}
 
 
+@pytest.mark.parametrize("method", ["map", "nlls"])
 @pytest.mark.parametrize("gtab", [DENSE, SPARSE], ids=str)
-def test_truth_is_found_without_noise(implementation, gtab):
+def test_truth_is_found_without_noise(implementation, gtab, method):
     theta = truth().numpy()
-    maps = run(scan(torch.as_tensor(theta), gtab))
+    maps = run(scan(torch.as_tensor(theta), gtab), method)
     for column, name in ((3, "ndi"), (4, "odi"), (5, "fwf")):
         error = np.abs(maps[name] - theta[:, column])
         assert np.median(error) < 1e-5, name
@@ -65,20 +68,47 @@ def test_truth_is_found_without_noise(implementation, gtab):
 
 
 @pytest.mark.skipif(not fused.available(), reason="no numba")
-def test_both_implementations_find_the_same(monkeypatch):
+@pytest.mark.parametrize("method", ["map", "nlls"])
+def test_both_implementations_find_the_same(monkeypatch, method):
     noisy = scan(truth(), DENSE, snr=20)
-    compiled = run(noisy)
+    compiled = run(noisy, method)
     monkeypatch.setattr(fused, "available", lambda: False)
-    batched = run(noisy)
+    batched = run(noisy, method)
     for name in ("ndi", "odi", "fwf", "residual"):
         difference = np.abs(compiled[name] - batched[name])
-        assert np.median(difference) < 3e-5, name
-        assert np.percentile(difference, 98) < 3e-3, name
+        assert np.median(difference) < 2e-4, name
+        assert np.percentile(difference, 98) < 1e-2, name
+
+
+def test_noise_level_is_learnt_and_its_floor_taken_off():
+    theta, snr = truth(2), 12
+    # one S0 for all, so that there is one sigma
+    theta[:, 6] = 5.0
+    noisy = scan(theta, DENSE, snr=snr)
+    plan = NoddiPlan(DENSE, FitSettings(model="noddi"), FitOptions(), torch.device("cpu"), torch.float32)
+    plan.calibrate(torch.as_tensor(noisy.signal.reshape(-1, len(DENSE)).T.copy()))
+    assert plan.sigma == pytest.approx(np.exp(5) / snr, rel=0.03)
+    plain, aware = run(noisy, "nlls"), run(noisy, "map")
+    truths = {"ndi": theta[:, 3].numpy(), "fwf": theta[:, 5].numpy()}
+    for name, true in truths.items():
+        bias = [abs(float(np.mean(maps[name].ravel() - true))) for maps in (plain, aware)]
+        assert bias[1] < 0.5 * bias[0] + 0.01, (name, bias)
+
+
+def test_priors_yield_to_the_data():
+    """Where the noise vanishes, so does the difference that the priors make."""
+    theta = truth(3)
+    apart = []
+    for snr in (10, 40, 160):
+        noisy = scan(theta, SPARSE, snr=snr)
+        plain, weighed = run(noisy, "nlls"), run(noisy, "map")
+        apart.append(float(np.median(np.abs(plain["ndi"] - weighed["ndi"]))))
+    assert apart[0] > 3 * apart[1] > 9 * apart[2]
 
 
 @pytest.mark.parametrize("dtype", ["single", "double"])
 def test_bounds_hold_and_nothing_is_nan_in_noise(implementation, dtype):
-    maps = run(scan(truth(), SPARSE, snr=2), double=dtype == "double")
+    maps = run(scan(truth(), SPARSE, snr=2), "map", double=dtype == "double")
     for name, low, high in (("ndi", 0, 1), ("odi", 0.01, 0.99), ("fwf", 0, 1), ("s0", 0, np.inf)):
         assert np.isfinite(maps[name]).all(), name
         assert maps[name].min() >= low - 1e-6, name
@@ -112,7 +142,10 @@ def test_no_worse_than_amico(tmp_path, capfd):
     theta = truth(1)
     for gtab, snr in ((DENSE, 20), (SPARSE, 30)):
         noisy = scan(theta, gtab, snr=snr)
-        ours, theirs = run(noisy), amico_noddi(amico, noisy, tmp_path / gtab.summary().replace(" ", "").replace(":", ""))
+        ours, theirs = (
+            run(noisy),
+            amico_noddi(amico, noisy, tmp_path / gtab.summary().replace(" ", "").replace(":", "")),
+        )
         for column, name in ((3, "ndi"), (4, "odi"), (5, "fwf")):
             error = [np.sqrt(np.mean((maps[name].ravel() - theta[:, column].numpy()) ** 2)) for maps in (ours, theirs)]
             assert error[0] < error[1], (name, gtab.summary(), error)

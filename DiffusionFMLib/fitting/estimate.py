@@ -29,6 +29,9 @@ MAX_LOG_S0: Final = 80.0
 MAX_PARAMETER: Final = 1e3
 """No signal of a scanner gives a larger parameter (diffusivities in um2/ms); what does is noise in the solution."""
 
+SAMPLE: Final = 4096
+"""Voxels that a plan is calibrated on."""
+
 DEFAULTS: Final = FitOptions()
 
 
@@ -199,6 +202,7 @@ class TileFit:
     def all_tiles(self, device: torch.device, size: int, report: Report) -> None:
         """Fit all voxels on a device, in tiles of this size."""
         ready = self.plan(device)
+        ready.calibrate(self.voxels.sample(SAMPLE).to(device, self.dtype))
 
         def make_worker() -> Callable[[int], None]:
             estimator = ready.estimator(size)

@@ -90,6 +90,10 @@ class Plan(ABC):
         """Numbers of working memory that each voxel of a tile takes."""
 
     @abstractmethod
+    def calibrate(self, sample: Tensor) -> None:
+        """Learn what a fit has to know of the scan from typical voxels, shape (N, V)."""
+
+    @abstractmethod
     def estimator(self, voxels: int) -> Estimator:
         """Make one, with buffers for tiles of this many voxels; one for each thread."""
 
@@ -115,6 +119,9 @@ class LogLinearPlan(Plan):
         """See `Plan`."""
         volumes, unknowns = self._shape
         return WORKING_ARRAYS[self.settings.method] * volumes + 3 * unknowns * (unknowns + 1) + 100
+
+    def calibrate(self, sample: Tensor) -> None:
+        """See `Plan`: there is nothing to learn."""
 
     def estimator(self, voxels: int) -> Estimator:
         """See `Plan`."""
@@ -170,4 +177,4 @@ def plan(
     # needs the contract above
     from DiffusionFMLib.fitting.noddi import NoddiPlan
 
-    return NoddiPlan(gtab, options, device, dtype)
+    return NoddiPlan(gtab, settings, options, device, dtype)

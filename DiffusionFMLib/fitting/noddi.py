@@ -1,16 +1,21 @@
 """NODDI by Levenberg-Marquardt: started from the tensor's direction and a few fans, inside the parameters' bounds.
 
+``nlls`` is least squares. ``map`` is the maximum a posteriori: it takes the noise level from the scan itself, fits what
+Rician noise makes of the signal, and has weak priors, which decide only where the noise leaves the question open.
+
 Two implementations of the same steps: batched torch for every device, and one compiled loop (`fused`) for the CPU.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import torch
 from numpy.polynomial import legendre
+from scipy.stats import chi2
 from torch import Tensor
 
 from DiffusionFMLib.fitting import fused
@@ -20,8 +25,10 @@ from DiffusionFMLib.fitting.least_squares import LeastSquares, Problem
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.physics import DTI
 from DiffusionFMLib.physics.noddi import FREE, MAX_ODI, MIN_ODI, PARALLEL, kappa_of
+from DiffusionFMLib.physics.noise import RicianNoise
 from DiffusionFMLib.physics.tensor_algebra import principal_axis
 from DiffusionFMLib.physics.watson import degree_for, even_legendre_and_slope, stick_coefficients, watson_coefficients
+from DiffusionFMLib.settings import FitSettings
 
 STARTS: Final = [(ndi, odi) for ndi in (0.3, 0.55, 0.8) for odi in (0.05, 0.2, 0.5, 0.8)]
 """NDI and ODI of the fans that a fit may start from."""
@@ -31,6 +38,25 @@ TABLE: Final = 512
 
 UNKNOWNS: Final = 6
 """NDI, ODI, FWF, S0 and two turns of the direction."""
+
+FLOOR_END, FLOOR_TABLE = 12.0, 512
+"""Signal, in sigmas, up to which the noise floor is looked up in a table, and its entries; beyond, a series does."""
+
+SIGMA_STEPS: Final = 3
+MIN_FREEDOM: Final = 3
+MIN_SAMPLE: Final = 50
+"""The noise level is found in so many steps, if so many volumes beyond the unknowns and so many voxels are there."""
+
+PRIOR: Final = ((1.0, 1.0), (4.0, 2.0), (0.0, 1.0))
+"""Exponents of x and 1 - x in the prior density of NDI, ODI and FWF; what a few volumes' noise can outweigh.
+
+They are about those of "neither none nor all". ODI's first is higher by two for each angle that is fitted, not averaged
+over: of a fan that hardly shows, noise makes a sharp one in some direction.
+"""
+
+MAX_ITERATIONS: Final = 100
+TOLERANCE: Final = 3e-6
+"""A step that lowers the cost by less than this fraction is the last."""
 
 MAX_TURN: Final = 0.8
 """Largest turn of the direction in a step, radians: beyond, the tangent tells nothing."""
@@ -56,6 +82,8 @@ class Protocol:
     l_max : int
     table : Tensor, shape (TABLE, K, 2)
         Watson coefficients at equal steps of ODI from 0 to 1, and their derivatives.
+    floor : Tensor, shape (FLOOR_TABLE, 2)
+        Mean of Rician noise around signals at equal steps from 0 to FLOOR_END, in sigmas, and its derivative.
     """
 
     b: Tensor
@@ -65,6 +93,7 @@ class Protocol:
     sticks: Tensor
     l_max: int
     table: Tensor
+    floor: Tensor
 
     @classmethod
     def of(cls, gtab: GradientTable, device: torch.device, dtype: torch.dtype) -> Protocol:
@@ -74,7 +103,7 @@ class Protocol:
         l_max = degree_for(float(b.max()))
 
         def moved(array: np.ndarray) -> Tensor:
-            return torch.as_tensor(array).to(device, dtype)
+            return torch.tensor(array).to(device, dtype)
 
         return cls(
             moved(b),
@@ -84,6 +113,7 @@ class Protocol:
             moved(stick_coefficients(distinct * PARALLEL, l_max)),
             l_max,
             _watson_table(l_max).to(device, dtype),
+            _floor_table().to(device, dtype),
         )
 
 
@@ -96,11 +126,28 @@ def _watson_table(l_max: int) -> Tensor:
     return torch.stack([values.detach(), torch.stack(slopes, 1)], -1)
 
 
+def _floor_table() -> Tensor:
+    """Mean of Rician noise of sigma 1 and its derivative, shape (FLOOR_TABLE, 2), float64."""
+    signal = torch.linspace(0, FLOOR_END, FLOOR_TABLE, dtype=torch.float64).requires_grad_()
+    mean = RicianNoise().mean(signal, torch.ones_like(signal))
+    (slope,) = torch.autograd.grad(mean.sum(), signal)
+    return torch.stack([mean.detach(), slope], -1)
+
+
 class NoddiPlan(Plan):
     """Levenberg-Marquardt of NODDI; see `estimators.plan`."""
 
-    def __init__(self, gtab: GradientTable, options: FitOptions, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        gtab: GradientTable,
+        settings: FitSettings,
+        options: FitOptions,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
         self._gtab, self._options, self._device, self._dtype = gtab, options, device, dtype
+        self._is_map = settings.method == "map"
+        self.sigma = 0.0
         self._is_fused = device.type == "cpu" and fused.available()
         self._ready: tuple[Problem, Protocol] | None = None
 
@@ -109,7 +156,23 @@ class NoddiPlan(Plan):
         """See `Plan`."""
         return (5 if self._is_fused else 24) * len(self._gtab) + 200
 
-    def estimator(self, voxels: int) -> Estimator:
+    def calibrate(self, sample: Tensor) -> None:
+        """Find the noise level in what fits leave; see `Plan`."""
+        freedom = len(self._gtab) - UNKNOWNS
+        usable = (sample.amin(0) > 0) & torch.isfinite(sample.amax(0))
+        if not self._is_map or freedom < MIN_FREEDOM or int(usable.sum()) < MIN_SAMPLE:
+            return
+        estimator = self.estimator(int(usable.sum()))
+        estimator.signal.copy_(sample[:, usable])
+        self.sigma = 0.0
+        for _ in range(SIGMA_STEPS):
+            estimator.sigma = self.sigma
+            left, expected = estimator.scatter(estimator.solve().theta)
+            # of a chi-squared distribution the median, because some voxels hold what no model explains
+            typical = float((left / expected).median()) / chi2.median(freedom)
+            self.sigma = math.sqrt(typical)
+
+    def estimator(self, voxels: int) -> NoddiEstimator:
         """See `Plan`."""
         if self._ready is None:
             self._ready = (
@@ -118,14 +181,23 @@ class NoddiPlan(Plan):
             )
         problem, protocol = self._ready
         kind = FusedEstimator if self._is_fused else TorchEstimator
-        return kind(LeastSquares(problem, voxels), protocol, self._options)
+        return kind(LeastSquares(problem, voxels), protocol, self._options, self.sigma)
 
 
 class NoddiEstimator(Estimator):
-    """What both implementations share: the start, and the residual."""
+    """What both implementations share: the start, and the residual.
 
-    def __init__(self, tensor: LeastSquares, protocol: Protocol, options: FitOptions) -> None:
-        self.tensor, self.protocol, self.options = tensor, protocol, options
+    Parameters
+    ----------
+    tensor : LeastSquares
+    protocol : Protocol
+    options : FitOptions
+    sigma : float
+        Standard deviation of the noise, in the scan's unit; 0 leaves the noise floor out.
+    """
+
+    def __init__(self, tensor: LeastSquares, protocol: Protocol, options: FitOptions, sigma: float) -> None:
+        self.tensor, self.protocol, self.options, self.sigma = tensor, protocol, options, sigma
         self.signal = tensor.signal
 
     def directions(self) -> Tensor:
@@ -137,35 +209,50 @@ class NoddiEstimator(Estimator):
 
     def residual(self, theta: Tensor) -> Tensor:
         """See `Estimator`."""
+        predicted, s0 = self._predicted(theta)
+        mean, _ = with_floor(self.protocol.floor, predicted, self.sigma)
+        difference = (mean - self.signal) / s0
+        return difference.square_().mean(0).sqrt_().clamp_(max=MAX_RESIDUAL).to(self.signal.dtype)
+
+    def scatter(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum of squares that a fit leaves, and the variance of its noise over sigma^2, shape (V,) each."""
+        predicted, _ = self._predicted(theta)
+        mean, _ = with_floor(self.protocol.floor, predicted, self.sigma)
+        left = (mean - self.signal).square().sum(0)
+        if not self.sigma:
+            return left, torch.ones_like(left)
+        sigma = torch.full_like(predicted, self.sigma)
+        return left, (RicianNoise().variance(predicted, sigma) / sigma**2).mean(0)
+
+    def _predicted(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Signal without noise, shape (N, V), and S0, shape (V,)."""
         theta = theta.to(self.protocol.b.dtype)
         mu = theta[:3] / theta[:3].norm(dim=0).clamp_min(1e-12)
-        difference = signal_parts(self.protocol, mu, theta[3:6]).model - self.signal * (-theta[6]).exp()
-        return difference.square_().mean(0).sqrt_().clamp_(max=MAX_RESIDUAL).to(self.signal.dtype)
+        s0 = theta[6].exp()
+        return signal_parts(self.protocol, mu, theta[3:6]).model * s0, s0
 
 
 class FusedEstimator(NoddiEstimator):
     """One compiled loop, in float64; numba compiles it at first use and keeps the result on disk."""
-
-    def __init__(self, tensor: LeastSquares, protocol: Protocol, options: FitOptions) -> None:
-        super().__init__(tensor, protocol, options)
-        degrees = range(0, protocol.l_max + 1, 2)
-        self._monomials = np.zeros((len(degrees), len(degrees)))
-        for place, degree in enumerate(degrees):
-            powers = legendre.leg2poly(np.eye(degree + 1)[degree])
-            self._monomials[place, : place + 1] = powers[::2]
 
     def solve(self) -> Solution:
         """See `Estimator`."""
         from DiffusionFMLib.fitting.fused import noddi as kernel
 
         p, voxels = self.protocol, self.signal.shape[1]
+        order = torch.argsort(p.group, stable=True)
+        degrees = range(0, p.l_max + 1, 2)
+        monomials = np.zeros((len(degrees), len(degrees)))
+        for place, degree in enumerate(degrees):
+            monomials[place, : place + 1] = legendre.leg2poly(np.eye(degree + 1)[degree])[::2]
         theta = np.zeros((7, voxels))
         theta[:3] = self.directions().numpy()
         converged = np.zeros(voxels, np.bool_)
         kernel.fit(
-            self.signal.numpy(), p.b.numpy(), p.bvecs.numpy(), p.group.numpy(), p.free.numpy(), PARALLEL,
-            p.sticks.numpy(), self._monomials, p.table.numpy(), np.array(STARTS), np.array(LOW), np.array(HIGH),
-            self.options.max_iterations, theta, converged,
+            self.signal.numpy(), order.numpy(), p.b[order].numpy(), p.bvecs[order].numpy(),
+            torch.bincount(p.group).cumsum(0).numpy(), p.free[order].numpy(), PARALLEL, p.sticks.numpy(), monomials,
+            p.table.numpy(), np.array(STARTS), np.array(LOW), np.array(HIGH), self.sigma, np.array(PRIOR),
+            p.floor.numpy(), FLOOR_END, MAX_ITERATIONS, theta, converged,
         )  # fmt: skip
         return Solution(torch.from_numpy(theta).to(self.signal.dtype), torch.from_numpy(converged))
 
@@ -176,8 +263,8 @@ class TorchEstimator(NoddiEstimator):
     def solve(self) -> Solution:
         """See `Estimator`."""
         scale = self.signal.amax(0).clamp_min(self.options.min_signal)
-        search = Search(self.protocol, self.signal / scale, self.directions())
-        for _ in range(self.options.max_iterations):
+        search = Search(self.protocol, self.signal / scale, self.directions(), self.sigma / scale)
+        for _ in range(MAX_ITERATIONS):
             if not search.step():
                 break
         theta, converged = search.result()
@@ -195,11 +282,13 @@ class Search:
         Scaled to about 1.
     mu : Tensor, shape (3, V)
         Directions to start from.
+    sigma : Tensor, shape (V,)
+        Noise, on the signal's scale.
     """
 
-    def __init__(self, protocol: Protocol, signal: Tensor, mu: Tensor) -> None:
+    def __init__(self, protocol: Protocol, signal: Tensor, mu: Tensor, sigma: Tensor) -> None:
         voxels = signal.shape[1]
-        self.protocol, self.signal = protocol, signal
+        self.protocol, self.signal, self.sigma = protocol, signal, sigma
         self._low, self._high = (
             signal.new_tensor([*bounds, end])[:, None] for bounds, end in ((LOW, 1e-6), (HIGH, 1e6))
         )
@@ -242,9 +331,14 @@ class Search:
     def step(self) -> bool:
         """One step of every voxel that is not done; False when all are."""
         parts = signal_parts(self.protocol, self._trial_mu, self._trial[:3], derivatives=True)
-        s0 = self._trial[3]
-        residual = torch.addcmul(self.signal, parts.model, s0, value=-1)
-        cost = residual.square().sum(0)
+        mean, slope = with_floor(self.protocol.floor, parts.model * self._trial[3], self.sigma)
+        residual = self.signal - mean
+        s0 = slope * self._trial[3]
+        noise = self.sigma**2
+        x = self._trial[:3]
+        near, far = x.clamp_min(1e-3), (1 - x).clamp_min(1e-3)
+        below, above = (noise * x.new_tensor(column)[:, None] for column in zip(*PRIOR, strict=True))
+        cost = residual.square().sum(0) - 2 * (below * near.log() + above * far.log()).sum(0)
         e1, e2 = _across(self._trial_mu)
         along1, along2 = self.protocol.bvecs @ e1, self.protocol.bvecs @ e2
         by_angle = parts.by_cosine * s0
@@ -258,13 +352,14 @@ class Search:
         ]
         better = cost < self._best
         gain = self._best - cost
-        done = better & torch.isfinite(self._best) & (gain < 10 * self._rounding**0.75 * self._best)
+        done = better & (gain < TOLERANCE * self._best.abs())
         self._p = torch.where(better, self._trial, self._p)
         self._mu = torch.where(better, self._trial_mu, self._mu)
-        self._gradient = torch.where(
-            better, torch.stack([(column * residual).sum(0) for column in jacobian]), self._gradient
-        )
+        gradient = torch.stack([(column * residual).sum(0) for column in jacobian])
+        gradient[:3] += below / near - above / far
         gram = torch.stack([(jacobian[i] * jacobian[j]).sum(0) for i, j in packed_pairs(UNKNOWNS)])
+        gram[diagonal_entries(UNKNOWNS)[:3]] += below / near**2 + above / far**2
+        self._gradient = torch.where(better, gradient, self._gradient)
         self._gram = torch.where(better, gram, self._gram)
         self._best = torch.where(better, cost, self._best)
         self._damping = torch.where(better, (self._damping * 0.1).clamp_min(1e-8), self._damping * 10)
@@ -305,7 +400,7 @@ class Search:
         if 2 * int(left.sum()) > len(left):
             return True
         self._write()
-        for name in ("_p", "_mu", "_trial", "_trial_mu", "_best", "_damping", "_gram", "_gradient", "signal"):
+        for name in ("_p", "_mu", "_trial", "_trial_mu", "_best", "_damping", "_gram", "_gradient", "signal", "sigma"):
             setattr(self, name, getattr(self, name)[..., left])
         self._places = self._places[left]
         return bool(len(self._places))
@@ -323,14 +418,14 @@ class Search:
 
 @dataclass(frozen=True, eq=False)
 class SignalParts:
-    """Signal of many voxels over S0, shape (N, V) each: of all, of the tissue alone, and derivatives."""
+    """Signal of many voxels over S0, shape (N, V) each: of all, of the tissue alone, and derivatives if asked for."""
 
     model: Tensor
     tissue: Tensor
-    by_ndi: Tensor | None = None
-    by_odi: Tensor | None = None
-    by_fwf: Tensor | None = None
-    by_cosine: Tensor | None = None
+    by_ndi: Tensor
+    by_odi: Tensor
+    by_fwf: Tensor
+    by_cosine: Tensor
 
 
 def signal_parts(protocol: Protocol, mu: Tensor, p: Tensor, derivatives: bool = False) -> SignalParts:
@@ -365,7 +460,7 @@ def signal_parts(protocol: Protocol, mu: Tensor, p: Tensor, derivatives: bool = 
     tissue = v * inside + (1 - v) * outside
     model = tissue + f * (free - tissue)
     if not derivatives:
-        return SignalParts(model, tissue)
+        return SignalParts(model, tissue, *[model.new_empty(0)] * 4)
     # of the exponent of what is outside
     slope = -b * outside * (1 - v)
     share = 1 - f
@@ -377,6 +472,24 @@ def signal_parts(protocol: Protocol, mu: Tensor, p: Tensor, derivatives: bool = 
         free - tissue,
         2 * share * cosine * (v * by_square + slope * excess),
     )
+
+
+def with_floor(table: Tensor, signal: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Mean of the measured signal, and its derivative by the signal, shape (N, V) each; sigma of 0 is no noise."""
+    if isinstance(sigma, float) and not sigma or isinstance(sigma, Tensor) and not bool(sigma.any()):
+        return signal, torch.ones_like(signal)
+    step = FLOOR_END / (len(table) - 1)
+    ratio = signal / sigma
+    place = (ratio / step).clamp(0, len(table) - 1.001)
+    index = place.long()
+    t = place - index
+    (f0, g0), (f1, g1) = table[index].movedim(-1, 0), table[index + 1].movedim(-1, 0)
+    near = f0 + t * t * (3 - 2 * t) * (f1 - f0) + step * t * (1 - t) * ((1 - t) * g0 - t * g1)
+    near_slope = 6 * t * (1 - t) / step * (f1 - f0) + (1 - t) * (1 - 3 * t) * g0 + t * (3 * t - 2) * g1
+    far = ratio > FLOOR_END
+    inverse = 1 / torch.where(far, ratio, 1.0)
+    mean = torch.where(far, ratio + inverse / 2 + inverse**3 / 8, near)
+    return mean * sigma, torch.where(far, 1 - inverse**2 / 2 - 3 * inverse**4 / 8, near_slope)
 
 
 def _interpolate(table: Tensor, odi: Tensor) -> tuple[Tensor, Tensor]:

@@ -67,6 +67,11 @@ class Voxels:
     def __len__(self) -> int:
         return len(self.source)
 
+    def sample(self, count: int) -> Tensor:
+        """Signal of about `count` voxels from all over the mask, shape (N, V)."""
+        index = self.source[:: -(-len(self) // count)]
+        return self.flat.index_select(1, index) if self.volumes_first else self.flat.index_select(0, index).T
+
     def read(self, start: int, size: int, out: Tensor) -> int:
         """Signal of `size` voxels from `start` on into `out`, shape (N, size); returns how many there are.
 

@@ -64,7 +64,7 @@ class NODDI(SignalModel):
                 (0.0, 1.0), "rgb", ("x", "y", "z")),
         MapSpec("s0", "S0", "", "Signal without diffusion weighting, in the scan's units.", (0.0, 0.0)),
     )  # fmt: skip
-    methods: ClassVar = ("lm",)
+    methods: ClassVar = ("map", "nlls")
 
     def unsupported(self, gtab: GradientTable) -> str | None:
         """See `SignalModel`."""

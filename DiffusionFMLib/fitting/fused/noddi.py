@@ -9,8 +9,11 @@ from numba import njit
 
 UNKNOWNS = 6
 
+# sums may be reordered, which lets them vectorise; NaN and infinity keep their meaning
+compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})
 
-@njit(nogil=True, cache=True, error_model="numpy")
+
+@compiled
 def _interpolate(table, odi, values, slopes):
     """Cubic Hermite interpolation of the Watson coefficients and of their derivatives by ODI."""
     last = table.shape[0] - 1
@@ -30,7 +33,7 @@ def _interpolate(table, odi, values, slopes):
         slopes[k] = da * (f0 - f1) + db * g0 + dd * g1
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def _series(watson, sticks, monomials, out):
     """Coefficients, per b-value, of the stick signal as a polynomial of the squared cosine."""
     for g in range(sticks.shape[0]):
@@ -41,7 +44,77 @@ def _series(watson, sticks, monomials, out):
             out[g, k] = total
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled
+def _polynomial(coefficients, ends, square, out):
+    """Per b-value a polynomial of the squared cosine, at all of its volumes."""
+    start = 0
+    for g in range(ends.shape[0]):
+        for n in range(start, ends[g]):
+            out[n] = coefficients[g, coefficients.shape[1] - 1]
+        for k in range(coefficients.shape[1] - 2, -1, -1):
+            c = coefficients[g, k]
+            for n in range(start, ends[g]):
+                out[n] = out[n] * square[n] + c
+        start = ends[g]
+
+
+@compiled
+def _polynomial_slope(coefficients, ends, square, out):
+    """Derivative of `_polynomial` by the squared cosine."""
+    start = 0
+    for g in range(ends.shape[0]):
+        last = coefficients.shape[1] - 1
+        for n in range(start, ends[g]):
+            out[n] = last * coefficients[g, last]
+        for k in range(last - 1, 0, -1):
+            c = k * coefficients[g, k]
+            for n in range(start, ends[g]):
+                out[n] = out[n] * square[n] + c
+        start = ends[g]
+
+
+@compiled
+def _decay(b, radial, excess, square, out):
+    """exp(-b (radial + excess square)); as a power of a Taylor series, which vectorises, to 1e-7 up to 12."""
+    for n in range(b.shape[0]):
+        u = -b[n] * (radial + excess * square[n]) / 16
+        e = 1 + u * (
+            1 + u / 2 * (1 + u / 3 * (1 + u / 4 * (1 + u / 5 * (1 + u / 6 * (1 + u / 7 * (1 + u / 8 * (1 + u / 9)))))))
+        )
+        e *= e
+        e *= e
+        e *= e
+        out[n] = e * e
+
+
+@compiled
+def _dot(a, b):
+    total = 0.0
+    for n in range(a.shape[0]):
+        total += a[n] * b[n]
+    return total
+
+
+@compiled
+def _with_floor(table, end, signal, sigma):
+    """Mean of the measured signal, and its derivative by the signal."""
+    if sigma == 0:
+        return signal, 1.0
+    ratio = signal / sigma
+    if ratio > end:
+        inverse = 1 / ratio
+        return sigma * (ratio + inverse / 2 + inverse**3 / 8), 1 - inverse**2 / 2 - 3 * inverse**4 / 8
+    last = table.shape[0] - 1
+    h = end / last
+    index = min(int(ratio / h), last - 1)
+    t = ratio / h - index
+    f0, g0, f1, g1 = table[index, 0], table[index, 1], table[index + 1, 0], table[index + 1, 1]
+    mean = f0 + t * t * (3 - 2 * t) * (f1 - f0) + h * t * (1 - t) * ((1 - t) * g0 - t * g1)
+    slope = 6 * t * (1 - t) / h * (f1 - f0) + (1 - t) * (1 - 3 * t) * g0 + t * (3 * t - 2) * g1
+    return sigma * mean, slope
+
+
+@compiled
 def _solve(matrix, vector, n):
     """Cholesky solution in place; False if the matrix is not positive definite."""
     for j in range(n):
@@ -65,24 +138,48 @@ def _solve(matrix, vector, n):
     return True
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def fit(
-    signal, b, bvecs, group, free, parallel, sticks, monomials, table, starts, low, high, max_iterations, theta, done
+    signal,
+    order,
+    b,
+    bvecs,
+    ends,
+    free,
+    parallel,
+    sticks,
+    monomials,
+    table,
+    starts,
+    low,
+    high,
+    sigma,
+    prior,
+    floor,
+    floor_end,
+    max_iterations,
+    theta,
+    done,
 ):
     """Fit a tile.
 
-    signal (N, V) float32; b (N,) ms/um2; bvecs (N, 3); group (N,): position of each volume's b-value in `sticks`
-    (G, K); free (N,): signal of free water; monomials (K, K); table (T, K, 2): Watson coefficients over ODI 0...1 and
-    their derivatives; starts (S, 2): NDI and ODI to start from; low, high (3,): bounds of NDI, ODI and FWF; theta
-    (7, V): comes with directions and ln S0, leaves with all; done (V,): whether converged.
+    signal (N, V) float32; order (N,): its rows by rising b-value, in which all of the following are; b (N,) ms/um2;
+    bvecs (N, 3); ends (G,): past the last volume of each b-value; free (N,): signal of free water; sticks (G, K);
+    monomials (K, K): coefficients of the Legendre polynomials; table (T, K, 2): Watson coefficients over ODI 0...1 and
+    their derivatives; starts (S, 2): NDI and ODI to start from; low, high (3,): bounds of NDI, ODI and FWF; sigma:
+    noise, 0 for none; prior (3, 2): exponents of x and 1 - x; floor (F, 2): mean of Rician noise around signals of
+    0...floor_end sigma, and its slope; theta (7, V): comes with directions, leaves with all; done (V,): converged.
     """
     volumes, voxels = signal.shape
     terms = monomials.shape[0]
     watson, watson_slope = np.empty(terms), np.empty(terms)
     series, series_slope = np.empty((sticks.shape[0], terms)), np.empty((sticks.shape[0], terms))
-    y, square = np.empty(volumes), np.empty(volumes)
+    y, left, cosine, square = np.empty(volumes), np.empty(volumes), np.empty(volumes), np.empty(volumes)
+    tissue, inside, outside = np.empty(volumes), np.empty(volumes), np.empty(volumes)
+    by_odi, by_square = np.empty(volumes), np.empty(volumes)
     gram, gradient = np.empty((UNKNOWNS, UNKNOWNS)), np.empty(UNKNOWNS)
-    matrix, step, row = np.empty((UNKNOWNS, UNKNOWNS)), np.empty(UNKNOWNS), np.empty(UNKNOWNS)
+    matrix, step = np.empty((UNKNOWNS, UNKNOWNS)), np.empty(UNKNOWNS)
+    rows = np.empty((UNKNOWNS, volumes))
     mu, e1, e2, trial_mu = np.empty(3), np.empty(3), np.empty(3), np.empty(3)
     p, trial = np.empty(4), np.empty(4)
     fixed = np.empty(UNKNOWNS, np.bool_)
@@ -97,13 +194,14 @@ def fit(
                 theta[i, voxel] = 0.0
             continue
         for n in range(volumes):
-            y[n] = signal[n, voxel] / scale
+            y[n] = signal[order[n], voxel] / scale
         for i in range(3):
             mu[i] = theta[i, voxel]
         for n in range(volumes):
             cos = bvecs[n, 0] * mu[0] + bvecs[n, 1] * mu[1] + bvecs[n, 2] * mu[2]
             square[n] = cos * cos
 
+        ii, iy, yy = _dot(free, free), _dot(free, y), _dot(y, y)
         # start: of a few fans, the one that together with free water explains most
         best = np.inf
         for s in range(starts.shape[0]):
@@ -113,18 +211,11 @@ def fit(
             tau = (1 + 2 * watson[1]) / 3
             radial = parallel * (1 - v * (1 + tau) / 2)
             excess = parallel * (1 - v * (1 - tau)) - radial
-            tt = ti = ii = ty = iy = yy = 0.0
+            _polynomial(series, ends, square, inside)
+            _decay(b, radial, excess, square, outside)
             for n in range(volumes):
-                inside = series[group[n], terms - 1]
-                for k in range(terms - 2, -1, -1):
-                    inside = inside * square[n] + series[group[n], k]
-                tissue = v * inside + (1 - v) * math.exp(-b[n] * (radial + excess * square[n]))
-                tt += tissue * tissue
-                ti += tissue * free[n]
-                ii += free[n] * free[n]
-                ty += tissue * y[n]
-                iy += free[n] * y[n]
-                yy += y[n] * y[n]
+                tissue[n] = v * inside[n] + (1 - v) * outside[n]
+            tt, ti, ty = _dot(tissue, tissue), _dot(tissue, free), _dot(tissue, y)
             determinant = tt * ii - ti * ti
             a, c = (ty * ii - iy * ti) / determinant, (iy * tt - ty * ti) / determinant
             if a <= 0:
@@ -161,39 +252,47 @@ def fit(
             tau, tau_slope = (1 + 2 * watson[1]) / 3, 2 * watson_slope[1] / 3
             radial = parallel * (1 - v * (1 + tau) / 2)
             excess = parallel * (1 - v * (1 - tau)) - radial
-            cost = 0.0
-            for i in range(UNKNOWNS):
-                step[i] = 0.0
-                for j in range(i + 1):
-                    matrix[i, j] = 0.0
             for n in range(volumes):
-                cos = bvecs[n, 0] * trial_mu[0] + bvecs[n, 1] * trial_mu[1] + bvecs[n, 2] * trial_mu[2]
-                x = cos * cos
-                g = group[n]
-                inside, by_x, by_odi = series[g, terms - 1], 0.0, series_slope[g, terms - 1]
-                for k in range(terms - 2, -1, -1):
-                    by_x = by_x * x + inside
-                    inside = inside * x + series[g, k]
-                    by_odi = by_odi * x + series_slope[g, k]
-                outside = math.exp(-b[n] * (radial + excess * x))
-                bo = -b[n] * outside
-                tissue = v * inside + (1 - v) * outside
-                model = (1 - f) * tissue + f * free[n]
-                left = y[n] - s0 * model
-                cost += left * left
-                share = s0 * (1 - f)
-                by_cos = share * (v * by_x + (1 - v) * bo * excess) * 2 * cos
-                row[0] = share * (inside - outside + (1 - v) * bo * parallel * (-(1 + tau) / 2 + (1.5 * tau - 0.5) * x))
-                row[1] = share * (v * by_odi + (1 - v) * bo * parallel * v * tau_slope * (1.5 * x - 0.5))
-                row[2] = s0 * (free[n] - tissue)
-                row[3] = model
-                row[4] = by_cos * (bvecs[n, 0] * e1[0] + bvecs[n, 1] * e1[1] + bvecs[n, 2] * e1[2])
-                row[5] = by_cos * (bvecs[n, 0] * e2[0] + bvecs[n, 1] * e2[1] + bvecs[n, 2] * e2[2])
-                for i in range(UNKNOWNS):
-                    step[i] += row[i] * left
-                    for j in range(i + 1):
-                        matrix[i, j] += row[i] * row[j]
-            small = iteration > 0 and best - cost < 1e-7 * best
+                cosine[n] = bvecs[n, 0] * trial_mu[0] + bvecs[n, 1] * trial_mu[1] + bvecs[n, 2] * trial_mu[2]
+                square[n] = cosine[n] * cosine[n]
+            _polynomial(series, ends, square, inside)
+            _polynomial(series_slope, ends, square, by_odi)
+            _polynomial_slope(series, ends, square, by_square)
+            _decay(b, radial, excess, square, outside)
+            share = s0 * (1 - f)
+            for n in range(volumes):
+                tissue[n] = v * inside[n] + (1 - v) * outside[n]
+                rows[3, n] = (1 - f) * tissue[n] + f * free[n]
+                # of the exponent of what is outside
+                bo = -(1 - v) * b[n] * outside[n]
+                rows[0, n] = share * (
+                    inside[n] - outside[n] + bo * parallel * ((1.5 * tau - 0.5) * square[n] - (1 + tau) / 2)
+                )
+                rows[1, n] = share * (v * by_odi[n] + bo * parallel * v * tau_slope * (1.5 * square[n] - 0.5))
+                rows[2, n] = s0 * (free[n] - tissue[n])
+                turn = 2 * share * cosine[n] * (v * by_square[n] + bo * excess)
+                rows[4, n] = turn * (bvecs[n, 0] * e1[0] + bvecs[n, 1] * e1[1] + bvecs[n, 2] * e1[2])
+                rows[5, n] = turn * (bvecs[n, 0] * e2[0] + bvecs[n, 1] * e2[1] + bvecs[n, 2] * e2[2])
+            for n in range(volumes):
+                mean, rise = _with_floor(floor, floor_end, s0 * rows[3, n], sigma / scale)
+                left[n] = y[n] - mean
+                if sigma > 0:
+                    for i in range(UNKNOWNS):
+                        rows[i, n] *= rise
+            cost = _dot(left, left)
+            for i in range(UNKNOWNS):
+                step[i] = _dot(rows[i], left)
+                for j in range(i + 1):
+                    matrix[i, j] = _dot(rows[i], rows[j])
+            # the prior keeps noise from passing for a sharp fan or for free water
+            noise = (sigma / scale) ** 2
+            for i in range(3):
+                below, above = noise * prior[i, 0], noise * prior[i, 1]
+                near, far = max(trial[i], 1e-3), max(1 - trial[i], 1e-3)
+                cost -= 2 * (below * math.log(near) + above * math.log(far))
+                step[i] += below / near - above / far
+                matrix[i, i] += below / near**2 + above / far**2
+            small = iteration > 0 and best - cost < 3e-6 * abs(best)
             if cost < best:
                 best = cost
                 for i in range(4):
