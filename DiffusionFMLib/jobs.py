@@ -191,6 +191,9 @@ def _fit(
     reason = model.unsupported(acquisition.gtab)
     if reason is not None:
         raise ProtocolError(reason, "Choose another model, or a scan with more directions.")
+    doubt = model.doubtful(acquisition.gtab)
+    if doubt is not None:
+        report.warning("protocol", doubt)
     report.enter(CHECK)
     quality = session.quality(report)
     for finding in quality.findings:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from DiffusionFMLib.physics.adc import ADC
+from DiffusionFMLib.physics.dki import DKI
 from DiffusionFMLib.physics.dti import DTI
 from DiffusionFMLib.physics.model import LogLinearModel, Parameter, SignalModel
 
-MODELS: dict[str, SignalModel] = {model.name: model for model in (ADC(), DTI())}
+MODELS: dict[str, SignalModel] = {model.name: model for model in (ADC(), DTI(), DKI())}
 """Every model, by its name on the command line."""
 
 METHODS: tuple[str, ...] = tuple(dict.fromkeys(method for model in MODELS.values() for method in model.methods))
 """Every estimator that some model can be fitted with."""
 
-__all__ = ["ADC", "DTI", "LogLinearModel", "METHODS", "MODELS", "Parameter", "SignalModel"]
+__all__ = ["ADC", "DKI", "DTI", "LogLinearModel", "METHODS", "MODELS", "Parameter", "SignalModel"]

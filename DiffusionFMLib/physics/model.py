@@ -66,6 +66,10 @@ class SignalModel(ABC):
     def unsupported(self, gtab: GradientTable) -> str | None:
         """Why this protocol cannot feed the model, as a sentence for the user; None when it can."""
 
+    def doubtful(self, gtab: GradientTable) -> str | None:
+        """Why maps from this protocol are to be taken with care, as a sentence for the user; None when not."""
+        return None
+
     @abstractmethod
     def signal(self, theta: Tensor, gtab: GradientTable) -> Tensor:
         """Signal of parameters theta, shape (..., P), at each volume: shape (..., N)."""
