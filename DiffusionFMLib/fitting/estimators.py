@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from DiffusionFMLib.errors import SettingsError
+from DiffusionFMLib.fitting.cholesky import PackedSolver
 from DiffusionFMLib.fitting.least_squares import LeastSquares, Problem
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.physics import LogLinearModel, SignalModel
@@ -24,6 +25,9 @@ MAX_RESIDUAL: Final = 1e6
 
 WORKING_ARRAYS: Final = {"ols": 5, "wls": 5, "nlls": 8}
 """Arrays as large as a tile's signal that a method of log-linear models holds at once."""
+
+MAP_ROWS: Final = 200
+"""Numbers a voxel that maps take while they are made."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,8 @@ class LogLinearPlan(Plan):
     def rows(self) -> int:
         """See `Plan`."""
         volumes, unknowns = self._shape
-        return WORKING_ARRAYS[self.settings.method] * volumes + 3 * unknowns * (unknowns + 1) + 100
+        systems = 3 if self.settings.method == "nlls" else 1
+        return WORKING_ARRAYS[self.settings.method] * volumes + systems * PackedSolver.rows(unknowns) + MAP_ROWS
 
     def estimator(self, voxels: int) -> Estimator:
         """See `Plan`."""

@@ -19,7 +19,9 @@ from torch import Tensor
 from DiffusionFMLib.physics.tensor_arrays import QUARTIC, QUARTIC_COUNTS
 
 _PAIRS = ("xx", "yy", "zz", "xy", "xz", "yz")
-_TABLE = [[QUARTIC.index("".join(sorted(a + b))) for b in _PAIRS] for a in _PAIRS]
+_FIRST, _SECOND = ["xyz".index(pair[0]) for pair in _PAIRS], ["xyz".index(pair[1]) for pair in _PAIRS]
+_CONTRACTION = [[QUARTIC.index("".join(sorted(a + b))) for a in _PAIRS] for b in _PAIRS]
+_TRACE = [1.0] * 3 + [0.0] * 6 + [2.0] * 3 + [0.0] * 3
 
 NODES: Final = {torch.float32: 12, torch.float64: 40}
 """Nodes of the integral of `mean_kurtosis`. Its relative error, by the ratio of the eigenvalues: 12 nodes 1e-9 (10),
@@ -53,7 +55,7 @@ def second_axis(tensor: Tensor, v1: Axis) -> Axis:
     u = (b, sign + y * y * a, -y)
     px, py, pz = (_dot(row, t) for row in ((xx, xy, xz), (xy, yy, yz), (xz, yz, zz)))
     tt, tu = _dot((px, py, pz), t), _dot((px, py, pz), u)
-    uu = xx + yy + zz - tt - _quadratic((xx, yy, zz, xy, xz, yz), v1)
+    uu = _dot(tuple(_dot(row, u) for row in ((xx, xy, xz), (xy, yy, yz), (xz, yz, zz))), u)
     half = 0.5 * (tt - uu)
     # anisotropy below rounding is none; without a floor its derivatives overflow
     floor = torch.finfo(tensor.dtype).eps * (xx + yy + zz).abs() + torch.finfo(tensor.dtype).tiny ** 0.5
@@ -82,20 +84,24 @@ def in_frame(kurtosis: Tensor, v1: Axis, v2: Axis) -> tuple[Tensor, ...]:
     six Tensors, shape (...)
         V_1111, V_2222, V_3333, V_1122, V_1133, V_2233.
     """
-    v = kurtosis.unbind(-1)
-    along1, along2 = _contract(v, v1), _contract(v, v2)
-    v1111, v1122, v2222 = _quadratic(along1, v1), _quadratic(along1, v2), _quadratic(along2, v2)
+    components = kurtosis.movedim(-1, 0)
+    products = [_products(axis) for axis in (v1, v2)]
+    # the matrices V_ijkl n_k n_l, entries in the order of _PAIRS
+    along1, along2 = (
+        sum(components[row] * product for row, product in zip(_CONTRACTION, axis, strict=True)) for axis in products
+    )
+    v1111, v1122 = (along1 * products[0]).sum(0), (along1 * products[1]).sum(0)
+    v2222 = (along2 * products[1]).sum(0)
     # traces hold the rest: the third axis need not be known
-    v1133 = along1[0] + along1[1] + along1[2] - v1111 - v1122
-    v2233 = along2[0] + along2[1] + along2[2] - v2222 - v1122
+    v1133 = along1[:3].sum(0) - v1111 - v1122
+    v2233 = along2[:3].sum(0) - v2222 - v1122
     v3333 = trace(kurtosis) - v1111 - v2222 - 2 * (v1122 + v1133 + v2233)
     return v1111, v2222, v3333, v1122, v1133, v2233
 
 
 def trace(kurtosis: Tensor) -> Tensor:
     """Full trace V_iijj summed over i and j, shape (...): five times the mean of V over directions."""
-    xxxx, yyyy, zzzz = (kurtosis[..., i] for i in range(3))
-    return xxxx + yyyy + zzzz + 2 * (kurtosis[..., 9] + kurtosis[..., 10] + kurtosis[..., 11])
+    return kurtosis @ kurtosis.new_tensor(_TRACE)
 
 
 def mean_kurtosis(eigenvalues: Axis, frame: tuple[Tensor, ...]) -> Tensor:
@@ -116,18 +122,16 @@ def mean_kurtosis(eigenvalues: Axis, frame: tuple[Tensor, ...]) -> Tensor:
     l1, l2, l3 = eigenvalues
     v1111, v2222, v3333, v1122, v1133, v2233 = frame
     c = (l1 * l3).rsqrt()
-    slopes = [length * c - 1 for length in (l1, l2, l3)]
-    v1122, v1133, v2233 = 2 * v1122, 2 * v1133, 2 * v2233
-    total = torch.zeros_like(l1)
-    for node, weight in _jacobi(NODES.get(l1.dtype, 12)):
-        q1, q2, q3 = (1 + node * slope for slope in slopes)
-        q23, q13, q12 = q2 * q3, q1 * q3, q1 * q2
-        inverse = (q1 * q23).reciprocal()
-        row1 = torch.addcmul(torch.addcmul(v1111 * q23, v1122, q13), v1133, q12)
-        row2 = torch.addcmul(v2222 * q13, v2233, q12)
-        form = torch.addcmul(torch.addcmul(row1 * q23, row2, q13), v3333 * q12, q12)
-        total = torch.addcmul(total, form, inverse * inverse * inverse.sqrt(), value=weight)
-    return total * c * c
+    nodes, weights = (l1.new_tensor(part) for part in _jacobi(NODES[l1.dtype]))
+    # all nodes at once, on an axis in front
+    nodes = nodes.view(-1, *[1] * l1.ndim)
+    q1, q2, q3 = (1 + nodes * (length * c - 1) for length in (l1, l2, l3))
+    inverse = (q1 * q2 * q3).rsqrt()
+    q1, q2, q3 = q1.reciprocal(), q2.reciprocal(), q3.reciprocal()
+    row1 = torch.addcmul(torch.addcmul(v1111 * q1, 2 * v1122, q2), 2 * v1133, q3)
+    row2 = torch.addcmul(v2222 * q2, 2 * v2233, q3)
+    form = torch.addcmul(torch.addcmul(row1 * q1, row2, q2), v3333 * q3, q3)
+    return torch.tensordot(weights, form * inverse, 1) * c * c
 
 
 def axial_kurtosis(eigenvalues: Axis, frame: tuple[Tensor, ...]) -> Tensor:
@@ -156,10 +160,7 @@ def kurtosis_anisotropy(kurtosis: Tensor) -> Tensor:
         In any scale.
     """
     mean = trace(kurtosis) / 5
-    # how often a component occurs in the full tensor
-    square = torch.zeros_like(mean)
-    for component, count in zip(kurtosis.unbind(-1), QUARTIC_COUNTS, strict=True):
-        square = torch.addcmul(square, component, component, value=count)
+    square = kurtosis.square() @ kurtosis.new_tensor(QUARTIC_COUNTS)
     # the isotropic tensor of mean 1 has norm sqrt(5) and is orthogonal to the rest
     tiny = torch.finfo(kurtosis.dtype).tiny
     ratio = 1 - 5 * mean * mean / square.clamp_min(tiny)
@@ -167,33 +168,20 @@ def kurtosis_anisotropy(kurtosis: Tensor) -> Tensor:
 
 
 @cache
-def _jacobi(count: int) -> tuple[tuple[float, float], ...]:
+def _jacobi(count: int) -> tuple[list[float], list[float]]:
     """Nodes and weights on (0, 1) for 3/4 v sqrt(1 - v) times a smooth function."""
     from scipy.special import roots_jacobi
 
     nodes, weights = roots_jacobi(count, 0.5, 1.0)
-    return tuple(zip(((1 + nodes) / 2).tolist(), (0.75 * weights / 2**2.5).tolist(), strict=True))
+    return ((1 + nodes) / 2).tolist(), (0.75 * weights / 2**2.5).tolist()
 
 
 def _dot(a: Axis, b: Axis) -> Tensor:
     return torch.addcmul(torch.addcmul(a[0] * b[0], a[1], b[1]), a[2], b[2])
 
 
-def _contract(v: tuple[Tensor, ...], axis: Axis) -> list[Tensor]:
-    """Matrix V_ijkl n_k n_l, its entries in the order xx, yy, zz, xy, xz, yz."""
-    x, y, z = axis
-    products = (x * x, y * y, z * z, 2 * x * y, 2 * x * z, 2 * y * z)
-    entries = []
-    for row in _TABLE:
-        entry = v[row[0]] * products[0]
-        for column in range(1, 6):
-            entry = torch.addcmul(entry, v[row[column]], products[column])
-        entries.append(entry)
-    return entries
-
-
-def _quadratic(matrix: tuple[Tensor, ...] | list[Tensor], axis: Axis) -> Tensor:
-    """n' M n of a matrix whose entries are in the order xx, yy, zz, xy, xz, yz."""
-    xx, yy, zz, xy, xz, yz = matrix
-    x, y, z = axis
-    return _dot((_dot((xx, xy, xz), axis), _dot((xy, yy, yz), axis), _dot((xz, yz, zz), axis)), (x, y, z))
+def _products(axis: Axis) -> Tensor:
+    """What the entries of a symmetric matrix, in the order of _PAIRS, are weighted by along an axis, shape (6, ...)."""
+    stacked = torch.stack(axis)
+    products = stacked[_FIRST] * stacked[_SECOND]
+    return torch.cat([products[:3], 2 * products[3:]])
