@@ -11,7 +11,7 @@ from DiffusionFMLib.gradients import SHELL_TOLERANCE, GradientTable
 from DiffusionFMLib.maps import MapSpec
 from DiffusionFMLib.physics.dti import LOG_S0, OTHER_MAPS, RANK_TOLERANCE, SCALAR_MAPS, TENSOR_PARAMETERS, tensor_maps
 from DiffusionFMLib.physics.model import LogLinearModel, Parameter, weighting_problem
-from DiffusionFMLib.physics.tensor_arrays import QUARTIC, quadratic_form, quartic_form
+from DiffusionFMLib.physics.tensor_arrays import QUARTIC, quadratic_form, quartic_form, spread_directions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +27,11 @@ MIN_EIGENVALUE: Final = 2e-4
 
 MAX_BVAL: Final = 2500.0
 """s/mm2; the expansion of the log signal is cut off after b squared, and does not hold far beyond."""
+
+CONSTRAINED_DIRECTIONS: Final = 60
+
+MIN_DIRECTIONAL: Final = 0.02
+"""Least diffusivity of a constrained fit along any of these, um2/ms: between them it stays positive too."""
 
 DIRECTIONS: Final = 15
 """A tensor of fourth order has so many components."""
@@ -108,6 +113,13 @@ class DKI(LogLinearModel):
         return np.column_stack(
             [-b * quadratic_form(gtab.bvecs), b * b / 6 * quartic_form(gtab.bvecs), np.ones(len(gtab))]
         )
+
+    def constraints(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """See `LogLinearModel`: D(g) >= `MIN_DIRECTIONAL` and K(g) >= 0 along evenly spread directions."""
+        g = spread_directions(CONSTRAINED_DIRECTIONS)
+        matrix = np.zeros((2 * len(g), len(self.parameters)))
+        matrix[: len(g), :6], matrix[len(g) :, 6:21] = quadratic_form(g), quartic_form(g)
+        return matrix, np.repeat([MIN_DIRECTIONAL, 0.0], len(g))
 
     def maps(self, theta: Tensor) -> dict[str, Tensor]:
         """See `SignalModel`."""

@@ -104,6 +104,17 @@ class LogLinearModel(SignalModel):
         """
         return None
 
+    def constraints(self) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+        """What makes parameters physical, for the method ``constrained``.
+
+        Returns
+        -------
+        matrix : ndarray, shape (M, P)
+        bounds : ndarray, shape (M,)
+            ``matrix @ theta >= bounds``. None when the model declares no constraints.
+        """
+        return None
+
     def signal(self, theta: Tensor, gtab: GradientTable) -> Tensor:
         """See `SignalModel`."""
         design = theta.new_tensor(self.design(gtab))

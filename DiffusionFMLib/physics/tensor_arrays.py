@@ -31,6 +31,14 @@ QUARTIC_COUNTS: Final = tuple(
 """How often each of them occurs among all 81."""
 
 
+def spread_directions(count: int) -> NDArray[np.float64]:
+    """Evenly spread unit vectors on a half sphere (Fibonacci lattice), shape (count, 3)."""
+    index = np.arange(count) + 0.5
+    z, angle = index / count, np.pi * (1 + 5**0.5) * index
+    radius = np.sqrt(1 - z * z)
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle), z], axis=1)
+
+
 def quadratic_form(directions: NDArray[Any]) -> NDArray[Any]:
     """What a tensor's components are weighted by along directions: ``quadratic_form(g) @ tensor`` is g'Dg.
 
