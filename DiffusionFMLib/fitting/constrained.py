@@ -168,7 +168,8 @@ class ConstrainedLeastSquares:
         )
         if int(broken.sum()) > self.voxels // 2:
             self._iterate(state, FIRST_STEPS)
-        self._iterate_rest(state)
+        if not bool(state.done.all()):
+            self._iterate_rest(state)
         return torch.where(broken, design.to_theta @ state.z, theta), state.done
 
     def _iterate_rest(self, state: State) -> None:

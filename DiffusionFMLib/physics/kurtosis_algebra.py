@@ -24,8 +24,8 @@ _CONTRACTION = [[QUARTIC.index("".join(sorted(a + b))) for a in _PAIRS] for b in
 _TRACE = [1.0] * 3 + [0.0] * 6 + [2.0] * 3 + [0.0] * 3
 
 NODES: Final = {torch.float32: 16, torch.float64: 40}
-"""Nodes of the integral of `mean_kurtosis`. Its relative error, by the ratio of largest to smallest eigenvalue: 16 nodes
-2e-11 (30), 1e-7 (100), 1e-3 (1000); 40 nodes rounding (100), 1e-10 (1000)."""
+"""Nodes of the integral of `mean_kurtosis`. Its relative error, by the ratio of largest to smallest eigenvalue: 16
+nodes 2e-11 (30), 1e-7 (100), 1e-3 (1000); 40 nodes rounding (100), 1e-10 (1000)."""
 
 Axis = tuple[Tensor, Tensor, Tensor]
 
