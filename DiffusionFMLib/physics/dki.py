@@ -9,7 +9,15 @@ from numpy.typing import NDArray
 
 from DiffusionFMLib.gradients import SHELL_TOLERANCE, GradientTable
 from DiffusionFMLib.maps import MapSpec
-from DiffusionFMLib.physics.dti import LOG_S0, OTHER_MAPS, RANK_TOLERANCE, SCALAR_MAPS, TENSOR_PARAMETERS, tensor_maps
+from DiffusionFMLib.physics.dti import (
+    LOG_S0,
+    MIN_DIFFUSIVITY,
+    OTHER_MAPS,
+    RANK_TOLERANCE,
+    SCALAR_MAPS,
+    TENSOR_PARAMETERS,
+    tensor_maps,
+)
 from DiffusionFMLib.physics.model import LogLinearModel, Parameter, weighting_problem
 from DiffusionFMLib.physics.tensor_arrays import QUARTIC, quadratic_form, quartic_form, spread_directions
 
@@ -70,8 +78,8 @@ class DKI(LogLinearModel):
         MapSpec("mk", "MK", "", "Mean kurtosis: how far diffusion is from free, over all directions.", (0.0, 1.5)),
         MapSpec("ak", "AK", "", "Axial kurtosis: along the main direction.", (0.0, 1.5)),
         MapSpec("rk", "RK", "", "Radial kurtosis: mean across the main direction.", (0.0, 2.0)),
-        MapSpec("kfa", "KFA", "", "Anisotropy of the kurtosis tensor, 0 to 1.", (0.0, 1.0)),
         MapSpec("mkt", "MKT", "", "Mean of the kurtosis tensor W over all directions.", (0.0, 1.5)),
+        MapSpec("kfa", "KFA", "", "Anisotropy of the kurtosis tensor, 0 to 1.", (0.0, 1.0)),
         *SCALAR_MAPS,
         *OTHER_MAPS,
     )
@@ -123,34 +131,36 @@ class DKI(LogLinearModel):
 
     def maps(self, theta: Tensor) -> dict[str, Tensor]:
         """See `SignalModel`."""
-        import torch
+        from DiffusionFMLib.physics.kurtosis_algebra import kurtosis_anisotropy
 
-        from DiffusionFMLib.physics import kurtosis_algebra as algebra
-
-        tensor, kurtosis = theta[..., :6], theta[..., 6:21]
-        shared, eigenvalues, v1 = tensor_maps(tensor, theta[..., 21])
-        frame = algebra.in_frame(kurtosis, v1, algebra.second_axis(tensor, v1))
-        defined = eigenvalues[2] > MIN_EIGENVALUE
-
-        def shown(values: Tensor) -> Tensor:
-            return torch.where(defined, values.clamp(MIN_KURTOSIS, MAX_KURTOSIS), 0.0)
-
-        md = sum(eigenvalues) / 3
-        return {
-            "mk": shown(algebra.mean_kurtosis(eigenvalues, frame)),
-            "ak": shown(algebra.axial_kurtosis(eigenvalues, frame)),
-            "rk": shown(algebra.radial_kurtosis(eigenvalues, frame)),
-            "kfa": algebra.kurtosis_anisotropy(kurtosis),
-            "mkt": (algebra.trace(kurtosis) / (5 * md * md)).clamp(MIN_KURTOSIS, MAX_KURTOSIS),
-            **shared,
-        }
+        shared, eigenvalues, v1 = tensor_maps(theta[..., :6], theta[..., 21])
+        means = {name: mean.clamp(MIN_KURTOSIS, MAX_KURTOSIS) for name, mean in _means(theta, eigenvalues, v1).items()}
+        return {**means, "kfa": kurtosis_anisotropy(theta[..., 6:21]), **shared}
 
     def unphysical(self, theta: Tensor) -> Tensor:
-        """See `SignalModel`: a tensor that is not positive, or a mean of W outside the range of kurtosis."""
-        from DiffusionFMLib.physics import kurtosis_algebra as algebra
-        from DiffusionFMLib.physics.tensor_algebra import positive_definite
+        """See `SignalModel`: where the tensor is not positive, or a map of kurtosis had to be clipped."""
+        from DiffusionFMLib.physics.tensor_algebra import principal_axis
 
-        tensor = theta[..., :6]
-        square = ((tensor[..., 0] + tensor[..., 3] + tensor[..., 5]) / 3).square()
-        mean = algebra.trace(theta[..., 6:21]) / 5
-        return ~positive_definite(tensor) | (mean < MIN_KURTOSIS * square) | (mean > MAX_KURTOSIS * square)
+        eigenvalues, v1 = principal_axis(theta[..., :6])
+        l1, l2, l3 = (value.clamp_min(MIN_DIFFUSIVITY) for value in eigenvalues)
+        found = eigenvalues[2] <= 0
+        for mean in _means(theta, (l1, l2, l3), v1).values():
+            found |= (mean < MIN_KURTOSIS) | (mean > MAX_KURTOSIS)
+        return found
+
+
+def _means(
+    theta: Tensor, eigenvalues: tuple[Tensor, Tensor, Tensor], v1: tuple[Tensor, Tensor, Tensor]
+) -> dict[str, Tensor]:
+    """MK, AK, RK and the mean of W, by their maps' names, not clipped."""
+    import torch
+
+    from DiffusionFMLib.physics import kurtosis_algebra as algebra
+
+    tensor, kurtosis = theta[..., :6], theta[..., 6:21]
+    frame = algebra.in_frame(kurtosis, v1, algebra.second_axis(tensor, v1))
+    functions = {"mk": algebra.mean_kurtosis, "ak": algebra.axial_kurtosis, "rk": algebra.radial_kurtosis}
+    defined = eigenvalues[2] > MIN_EIGENVALUE
+    means = {name: torch.where(defined, function(eigenvalues, frame), 0.0) for name, function in functions.items()}
+    md = (eigenvalues[0] + eigenvalues[1] + eigenvalues[2]) / 3
+    return {**means, "mkt": algebra.trace(kurtosis) / (5 * md * md)}
