@@ -261,7 +261,8 @@ def _track(settings: TrackSettings, report: JobReport, session: Session, arrays:
     from DiffusionFMLib import tractography
     from DiffusionFMLib.io import outputs, read_mask, write_tracts
 
-    if settings.model != "dti":
+    model = MODELS[settings.model]
+    if "tensor" not in {spec.name for spec in model.map_specs}:
         msg = f"Streamlines follow the diffusion tensor; the model is {settings.model}."
         raise SettingsError(msg, "Choose the model dti.")
     if settings.min_length >= settings.max_length:
@@ -277,7 +278,7 @@ def _track(settings: TrackSettings, report: JobReport, session: Session, arrays:
     result, fitted, acquisition = _fit(settings, report, session, arrays)
 
     report.enter(TRACK)
-    name = f"{acquisition.name}_model-tensor{_seed_entity(settings)}_desc-{settings.tracker}_tractography"
+    name = f"{acquisition.name}_model-{model.label}{_seed_entity(settings)}_desc-{settings.tracker}_tractography"
     path = Path(settings.out) / f"{name}.{settings.tract_format}"
     seeded = "" if seeds is None else hashlib.sha256(np.packbits(seeds).data).hexdigest()
     key = _key(session.digest(report), settings, TrackSettings, seeded)

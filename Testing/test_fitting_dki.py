@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -244,11 +245,13 @@ def test_model_without_constraints_cannot_be_fitted_with_them():
 # --- files ---------------------------------------------------------------------------------------------------
 
 
+def written(folder: Path, acquisition: Acquisition) -> Path:
+    gtab = acquisition.gtab
+    return write_scan(folder, data=acquisition.signal, affine=AFFINE, bvals=gtab.bvals, bvecs=gtab.to_fsl(AFFINE))
+
+
 def test_high_b_values_are_warned_of(tmp_path, capsys):
-    acquisition = scan(table(16, 20, 2, top=3000), snr=30, shape=(8, 8, 8))
-    path = write_scan(
-        tmp_path, data=acquisition.signal, affine=AFFINE, bvals=acquisition.gtab.bvals, bvecs=acquisition.gtab.bvecs
-    )
+    path = written(tmp_path, scan(table(16, 20, 2, top=3000), snr=30, shape=(8, 8, 8)))
     nibabel.save(nibabel.Nifti1Image(np.ones((8, 8, 8), np.uint8), AFFINE), tmp_path / "mask.nii.gz")
     command = [
         "fit",
@@ -263,6 +266,22 @@ def test_high_b_values_are_warned_of(tmp_path, capsys):
     assert main(command) == 0
     assert "b-values reach 3000 s/mm2" in " ".join(capsys.readouterr().err.split())
     mk = tmp_path / "out" / "sub-01_dwi_model-kurtosis_param-mk_desc-wls_dwimap.nii.gz"
-    written = sorted(p.name for p in (tmp_path / "out").glob("*param-mk*"))
-    assert mk.is_file(), written
     assert np.median(nibabel.load(mk).get_fdata()) > 0.3
+
+
+def test_streamlines_follow_the_tensor_of_a_kurtosis_fit(tmp_path, capsys):
+    gtab = table()
+    b, cosine = gtab.bvals / 1000, gtab.bvecs[:, 1] ** 2
+    signal = S0 * (0.5 * np.exp(-1.7 * b * cosine) + 0.5 * np.exp(-b * (0.5 + cosine)))
+    uniform = np.broadcast_to(signal, (6, 30, 6, len(b)))
+    path = written(tmp_path, Acquisition(np.asfortranarray(uniform, np.float32), AFFINE, gtab))
+    nibabel.save(nibabel.Nifti1Image(np.ones((6, 30, 6), np.uint8), AFFINE), tmp_path / "mask.nii.gz")
+    command = ["track", str(path), "--mask", str(tmp_path / "mask.nii.gz"), "--model", "dki", "--tract-format", "tck"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0, capsys.readouterr().err
+    lines = nibabel.streamlines.load(
+        tmp_path / "out" / "sub-01_dwi_model-kurtosis_desc-deterministic_tractography.tck"
+    ).streamlines
+    assert len(lines) > 100
+    along = np.ptp(np.asarray(lines[0]), axis=0)
+    assert along[1] > 40
+    assert along[[0, 2]].max() < 2
