@@ -13,4 +13,7 @@ MODELS: dict[str, SignalModel] = {model.name: model for model in (ADC(), DTI(), 
 METHODS: tuple[str, ...] = tuple(dict.fromkeys(method for model in MODELS.values() for method in model.methods))
 """Every estimator that some model can be fitted with."""
 
-__all__ = ["ADC", "DKI", "DTI", "LogLinearModel", "METHODS", "MODELS", "Parameter", "SignalModel"]
+TRACKED: tuple[str, ...] = tuple(m.name for m in MODELS.values() if "tensor" in {spec.name for spec in m.map_specs})
+"""Models that streamlines can follow."""
+
+__all__ = ["ADC", "DKI", "DTI", "LogLinearModel", "METHODS", "MODELS", "Parameter", "SignalModel", "TRACKED"]
