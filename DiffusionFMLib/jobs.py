@@ -17,7 +17,7 @@ from DiffusionFMLib import __version__
 from DiffusionFMLib.errors import OutputError, ProtocolError, SettingsError
 from DiffusionFMLib.events import Artifact
 from DiffusionFMLib.maps import RESIDUAL, STATUS, FitStatus
-from DiffusionFMLib.physics import MODELS
+from DiffusionFMLib.physics import MODELS, TRACKED
 from DiffusionFMLib.reporting import JobReport
 from DiffusionFMLib.session import Fitted, Session
 from DiffusionFMLib.settings import (
@@ -191,6 +191,9 @@ def _fit(
     reason = model.unsupported(acquisition.gtab)
     if reason is not None:
         raise ProtocolError(reason, "Choose another model, or a scan with more directions.")
+    doubt = model.doubtful(acquisition.gtab)
+    if doubt is not None:
+        report.warning("protocol", doubt)
     report.enter(CHECK)
     quality = session.quality(report)
     for finding in quality.findings:
@@ -258,9 +261,9 @@ def _track(settings: TrackSettings, report: JobReport, session: Session, arrays:
     from DiffusionFMLib import tractography
     from DiffusionFMLib.io import outputs, read_mask, write_tracts
 
-    if settings.model != "dti":
+    if settings.model not in TRACKED:
         msg = f"Streamlines follow the diffusion tensor; the model is {settings.model}."
-        raise SettingsError(msg, "Choose the model dti.")
+        raise SettingsError(msg, f"Choose one of the models {', '.join(TRACKED)}.")
     if settings.min_length >= settings.max_length:
         msg = f"The minimum length is {settings.min_length:g} mm, the maximum {settings.max_length:g} mm."
         raise SettingsError(msg, "Choose a minimum below the maximum.")
@@ -274,7 +277,8 @@ def _track(settings: TrackSettings, report: JobReport, session: Session, arrays:
     result, fitted, acquisition = _fit(settings, report, session, arrays)
 
     report.enter(TRACK)
-    name = f"{acquisition.name}_model-tensor{_seed_entity(settings)}_desc-{settings.tracker}_tractography"
+    label = MODELS[settings.model].label
+    name = f"{acquisition.name}_model-{label}{_seed_entity(settings)}_desc-{settings.tracker}_tractography"
     path = Path(settings.out) / f"{name}.{settings.tract_format}"
     seeded = "" if seeds is None else hashlib.sha256(np.packbits(seeds).data).hexdigest()
     key = _key(session.digest(report), settings, TrackSettings, seeded)

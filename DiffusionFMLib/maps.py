@@ -69,7 +69,7 @@ class FitStatus(IntEnum):
     OK = 1, "Fitted."
     CLIPPED = (
         2,
-        "Fitted, but an eigenvalue was negative and set to its lower bound: low SNR or too few directions.",
+        "Fitted, but a value was outside what is physical and set to its bound: low SNR or too few directions.",
     )
     NOT_CONVERGED = (
         3,

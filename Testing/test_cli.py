@@ -43,7 +43,8 @@ def test_json_is_all_there_is_on_stdout(scan, capsys):
     assert main(["info", str(scan), "--json"]) == DONE
     result = json.loads(capsys.readouterr().out)
     assert result["name"] == "scan"
-    assert result["models"] == {"adc": None, "dti": None}
+    assert result["models"]["adc"] is result["models"]["dti"] is None
+    assert "two shells" in result["models"]["dki"]
     assert result["quality"]["light"] in ("green", "amber", "red")
 
 

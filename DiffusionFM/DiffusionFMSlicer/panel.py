@@ -10,7 +10,7 @@ import qt
 
 from DiffusionFMLib.errors import DiffusionFMError
 from DiffusionFMLib.events import Progress
-from DiffusionFMLib.physics import MODELS
+from DiffusionFMLib.physics import MODELS, TRACKED
 from DiffusionFMLib.settings import FitSettings
 from DiffusionFMSlicer import inspector, resultlist
 from DiffusionFMSlicer.dependencies import ensurePackages
@@ -21,7 +21,6 @@ from DiffusionFMSlicer.parameters import (
     PANEL,
     SCAN,
     SEED_MASK,
-    TRACKED,
     Parameters,
     advancedFields,
     tractFields,

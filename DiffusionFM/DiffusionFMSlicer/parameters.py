@@ -11,13 +11,11 @@ from dataclasses import Field, dataclass, fields
 from typing import Any
 
 from DiffusionFMLib.errors import SettingsError
+from DiffusionFMLib.physics import TRACKED
 from DiffusionFMLib.settings import FitSettings, Settings, TrackSettings, option
 
 SCAN, MASK, SEED_MASK = "Scan", "Mask", "SeedMask"
 """Roles of the node references."""
-
-TRACKED = ("dti",)
-"""Models that streamlines can follow."""
 
 FROM_SCENE = ("dwi", "mask", "seed_mask", "t1w", "series")
 """Settings that the export fills in: in the panel they are nodes, or the choice at opening."""

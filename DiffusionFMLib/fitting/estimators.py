@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from DiffusionFMLib.errors import SettingsError
+from DiffusionFMLib.fitting.cholesky import PackedSolver
+from DiffusionFMLib.fitting.constrained import ConstrainedLeastSquares, Constraints
 from DiffusionFMLib.fitting.least_squares import LeastSquares, Problem
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.physics import LogLinearModel, SignalModel
@@ -22,8 +24,14 @@ MIN_SIGNAL: Final = 1e-4
 MAX_RESIDUAL: Final = 1e6
 """Residuals are cut off here, where S0 is next to nothing."""
 
-WORKING_ARRAYS: Final = {"ols": 5, "wls": 5, "nlls": 8}
+WORKING_ARRAYS: Final = {"ols": 5, "wls": 5, "nlls": 8, "constrained": 7}
 """Arrays as large as a tile's signal that a method of log-linear models holds at once."""
+
+CONSTRAINT_ARRAYS: Final = 6
+"""Numbers a voxel that each constraint takes."""
+
+MAP_ROWS: Final = 200
+"""Numbers a voxel that maps take while they are made."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +114,7 @@ class LogLinearPlan(Plan):
         device: torch.device, dtype: torch.dtype,
     ) -> None:  # fmt: skip
         self.settings, self.options = settings, options
+        self._model = model
         self._shape = len(gtab), len(model.parameters)
         self._make_problem = partial(Problem.of, model, gtab, device, dtype)
 
@@ -114,25 +123,42 @@ class LogLinearPlan(Plan):
         """The design on the device."""
         return self._make_problem()
 
+    @cached_property
+    def constraints(self) -> Constraints | None:
+        """The model's constraints on the device; None when the method heeds none."""
+        return Constraints.of(self._model, self.problem.design) if self.settings.method == "constrained" else None
+
     @property
     def rows(self) -> int:
         """See `Plan`."""
         volumes, unknowns = self._shape
-        return WORKING_ARRAYS[self.settings.method] * volumes + 3 * unknowns * (unknowns + 1) + 100
+        method = self.settings.method
+        systems = {"nlls": 3, "constrained": 2}.get(method, 1)
+        constraints = 0 if self.constraints is None else CONSTRAINT_ARRAYS * len(self.constraints.rows)
+        return WORKING_ARRAYS[method] * volumes + systems * PackedSolver.rows(unknowns) + constraints + MAP_ROWS
 
     def calibrate(self, sample: Tensor) -> None:
         """See `Plan`: there is nothing to learn."""
 
     def estimator(self, voxels: int) -> Estimator:
         """See `Plan`."""
-        return LogLinearEstimator(LeastSquares(self.problem, voxels), self.settings, self.options)
+        constrained = None
+        if self.constraints is not None:
+            constrained = ConstrainedLeastSquares(self.problem, self.constraints, voxels)
+        return LogLinearEstimator(LeastSquares(self.problem, voxels), constrained, self.settings, self.options)
 
 
 class LogLinearEstimator(Estimator):
-    """Ordinary, weighted and nonlinear least squares."""
+    """Ordinary, weighted, nonlinear and constrained least squares."""
 
-    def __init__(self, solver: LeastSquares, settings: FitSettings, options: FitOptions) -> None:
-        self.solver, self.settings, self.options = solver, settings, options
+    def __init__(
+        self,
+        solver: LeastSquares,
+        constrained: ConstrainedLeastSquares | None,
+        settings: FitSettings,
+        options: FitOptions,
+    ) -> None:
+        self.solver, self.constrained, self.settings, self.options = solver, constrained, settings, options
         self.signal = solver.signal
 
     def solve(self) -> Solution:
@@ -141,6 +167,8 @@ class LogLinearEstimator(Estimator):
         log_signal = torch.clamp(self.signal, min=self.options.min_signal, out=solver.log_signal).log_()
         if method == "ols":
             return Solution(solver.ordinary(log_signal))
+        if self.constrained is not None:
+            return Solution(*self.constrained.solve(solver, log_signal, self.settings.reweightings))
         theta = solver.weighted(log_signal, self.settings.reweightings)
         if method == "nlls":
             return Solution(*solver.nonlinear(log_signal, theta, self.options.max_iterations))

@@ -111,6 +111,8 @@ class LeastSquares:
     ----------
     signal, log_signal : Tensor, shape (N, V)
         For the caller to fill; `signal` is not touched here.
+    weights : Tensor, shape (N, V)
+        What `weighted` weighed volumes with at last.
     """
 
     def __init__(self, problem: Problem, voxels: int) -> None:
@@ -119,7 +121,7 @@ class LeastSquares:
         sizes = [volumes] * 4 + [PackedSolver.rows(unknowns)]
         memory = empty(sum(sizes), voxels, basis.device, basis.dtype)
         self.problem = problem
-        self.signal, self.log_signal, self._predicted, self._weights, work = memory.split(sizes)
+        self.signal, self.log_signal, self._predicted, self.weights, work = memory.split(sizes)
         self._solver = PackedSolver(unknowns, work)
         self._rest: LeastSquares | None = None
 
@@ -154,7 +156,7 @@ class LeastSquares:
         Tensor, shape (P, V)
             Parameters theta.
         """
-        design, solver, predicted, weights = self.problem.design, self._solver, self._predicted, self._weights
+        design, solver, predicted, weights = self.problem.design, self._solver, self._predicted, self.weights
         z = design.basis_t @ log_signal
         for _ in range(reweightings):
             torch.mm(design.basis, 2 * z, out=predicted)
@@ -206,7 +208,7 @@ class LeastSquares:
             target *= problem.group_weights
             start *= problem.group_weights
 
-        predicted, residual = self._predicted[: len(target)], self._weights[: len(target)]
+        predicted, residual = self._predicted[: len(target)], self.weights[: len(target)]
         diagonal = diagonal_entries(len(theta))
         eps = torch.finfo(theta.dtype).eps
         tolerance, slack = 8 * eps**0.75, 1 + 8 * eps

@@ -19,8 +19,9 @@ from DiffusionFMLib.fitting.device import cpu_workers, keep_small_allocations, o
 CPU_TILE = 8192
 """Voxels in a tile on the CPU at most: enough to hide the cost of calling an operation."""
 
-CPU_BYTES = 32 << 20
-"""What the tiles of all threads may take together on the CPU, so that their arrays stay in the cache."""
+CPU_BYTES = 64 << 20
+"""What the tiles of all threads may take together on the CPU: more leaves the cache, and less makes tiles of models
+with many unknowns so small that calling the operations costs more than they do."""
 
 CUDA_TILE = 1 << 18
 """Voxels in a tile on a GPU, memory allowing."""

@@ -24,6 +24,27 @@ MIN_DIFFUSIVITY = 1e-6
 RANK_TOLERANCE = 1e-3
 """Singular values of a design below this fraction of the largest carry noise, not information."""
 
+TENSOR_PARAMETERS = tuple(Parameter(f"D{axes}", "um2/ms", (-3.0, 3.0)) for axes in ("xx", "xy", "xz", "yy", "yz", "zz"))
+
+LOG_S0 = Parameter("lnS0", "", (-20.0, 20.0))
+
+SCALAR_MAPS = (
+    MapSpec("fa", "FA", "", "Fractional anisotropy: how directional diffusion is, 0 to 1.", (0.0, 0.8)),
+    MapSpec("md", "MD", "mm2/s", "Mean diffusivity.", _DIFFUSIVITY),
+    MapSpec("ad", "AD", "mm2/s", "Axial diffusivity: along the main direction.", _DIFFUSIVITY),
+    MapSpec("rd", "RD", "mm2/s", "Radial diffusivity: across the main direction.", _DIFFUSIVITY),
+)
+
+OTHER_MAPS = (
+    MapSpec("v1", "V1", "", "Main direction, a unit vector in scanner RAS.", (0.0, 1.0), "rgb", ("x", "y", "z")),
+    MapSpec("colorfa", "Colour FA", "", "Main direction as colour: red left-right, green front-back, blue up-down.",
+            (0.0, 1.0), "rgb", ("r", "g", "b")),
+    MapSpec("tensor", "Tensor", "mm2/s", "Diffusion tensor in scanner RAS.", (-3e-3, 3e-3), "grey",
+            ("xx", "xy", "xz", "yy", "yz", "zz")),
+    MapSpec("s0", "S0", "", "Signal without diffusion weighting, in the scan's units.", (0.0, 0.0)),
+)  # fmt: skip
+"""`SCALAR_MAPS` and these are what `tensor_maps` returns."""
+
 
 class DTI(LogLinearModel):
     """Diffusion tensor, S = S0 exp(-b g'Dg) (Basser et al., 1994).
@@ -46,22 +67,8 @@ class DTI(LogLinearModel):
     label = "tensor"
     title = "Diffusion tensor (DTI)"
     citation = "Basser PJ, Mattiello J, LeBihan D. Biophys J 1994;66(1):259-267. doi:10.1016/S0006-3495(94)80775-1"
-    parameters: ClassVar = (
-        *(Parameter(f"D{axes}", "um2/ms", (-3.0, 3.0)) for axes in ("xx", "xy", "xz", "yy", "yz", "zz")),
-        Parameter("lnS0", "", (-20.0, 20.0)),
-    )
-    map_specs: ClassVar = (
-        MapSpec("fa", "FA", "", "Fractional anisotropy: how directional diffusion is, 0 to 1.", (0.0, 0.8)),
-        MapSpec("md", "MD", "mm2/s", "Mean diffusivity.", _DIFFUSIVITY),
-        MapSpec("ad", "AD", "mm2/s", "Axial diffusivity: along the main direction.", _DIFFUSIVITY),
-        MapSpec("rd", "RD", "mm2/s", "Radial diffusivity: across the main direction.", _DIFFUSIVITY),
-        MapSpec("v1", "V1", "", "Main direction, a unit vector in scanner RAS.", (0.0, 1.0), "rgb", ("x", "y", "z")),
-        MapSpec("colorfa", "Colour FA", "", "Main direction as colour: red left-right, green front-back, blue up-down.",
-                (0.0, 1.0), "rgb", ("r", "g", "b")),
-        MapSpec("tensor", "Tensor", "mm2/s", "Diffusion tensor in scanner RAS.", (-3e-3, 3e-3), "grey",
-                ("xx", "xy", "xz", "yy", "yz", "zz")),
-        MapSpec("s0", "S0", "", "Signal without diffusion weighting, in the scan's units.", (0.0, 0.0)),
-    )  # fmt: skip
+    parameters: ClassVar = (*TENSOR_PARAMETERS, LOG_S0)
+    map_specs: ClassVar = (*SCALAR_MAPS, *OTHER_MAPS)
     methods: ClassVar = ("wls", "ols", "nlls")
 
     def unsupported(self, gtab: GradientTable) -> str | None:
@@ -93,29 +100,51 @@ class DTI(LogLinearModel):
 
     def maps(self, theta: Tensor) -> dict[str, Tensor]:
         """See `SignalModel`."""
-        import torch
-
-        from DiffusionFMLib.physics.tensor_algebra import fractional_anisotropy, principal_axis
-
-        tensor = theta[..., :6]
-        eigenvalues, v1 = principal_axis(tensor)
-        l1, l2, l3 = (value.clamp_min(MIN_DIFFUSIVITY) for value in eigenvalues)
-        fa = fractional_anisotropy(l1, l2, l3)
-        # components in front until the end, so that each stays contiguous over voxels
-        axis = torch.stack(v1)
-        return {
-            "fa": fa,
-            "md": (l1 + l2 + l3) * (1e-3 / 3),
-            "ad": l1 * 1e-3,
-            "rd": (l2 + l3) * (1e-3 / 2),
-            "v1": axis.movedim(0, -1),
-            "colorfa": (axis.abs() * fa).movedim(0, -1),
-            "tensor": tensor * 1e-3,
-            "s0": theta[..., 6].exp(),
-        }
+        return tensor_maps(theta[..., :6], theta[..., 6])[0]
 
     def unphysical(self, theta: Tensor) -> Tensor:
         """See `SignalModel`."""
         from DiffusionFMLib.physics.tensor_algebra import positive_definite
 
         return ~positive_definite(theta[..., :6])
+
+
+def tensor_maps(
+    tensor: Tensor, log_s0: Tensor
+) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
+    """Maps of every model that has a diffusion tensor.
+
+    Parameters
+    ----------
+    tensor : Tensor, shape (..., 6), um2/ms
+    log_s0 : Tensor, shape (...)
+
+    Returns
+    -------
+    maps : dict of str to Tensor
+        `SCALAR_MAPS` and `OTHER_MAPS`.
+    eigenvalues : three Tensors, shape (...), um2/ms
+        Falling, raised to `MIN_DIFFUSIVITY`.
+    v1 : three Tensors, shape (...)
+        Components of the main direction.
+    """
+    import torch
+
+    from DiffusionFMLib.physics.tensor_algebra import fractional_anisotropy, principal_axis
+
+    eigenvalues, v1 = principal_axis(tensor)
+    l1, l2, l3 = (value.clamp_min(MIN_DIFFUSIVITY) for value in eigenvalues)
+    fa = fractional_anisotropy(l1, l2, l3)
+    # components in front until the end, so that each stays contiguous over voxels
+    axis = torch.stack(v1)
+    maps = {
+        "fa": fa,
+        "md": (l1 + l2 + l3) * (1e-3 / 3),
+        "ad": l1 * 1e-3,
+        "rd": (l2 + l3) * (1e-3 / 2),
+        "v1": axis.movedim(0, -1),
+        "colorfa": (axis.abs() * fa).movedim(0, -1),
+        "tensor": tensor * 1e-3,
+        "s0": log_s0.exp(),
+    }
+    return maps, (l1, l2, l3), v1

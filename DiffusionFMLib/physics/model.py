@@ -66,6 +66,10 @@ class SignalModel(ABC):
     def unsupported(self, gtab: GradientTable) -> str | None:
         """Why this protocol cannot feed the model, as a sentence for the user; None when it can."""
 
+    def doubtful(self, gtab: GradientTable) -> str | None:
+        """Why maps from this protocol are to be taken with care, as a sentence for the user; None when not."""
+        return None
+
     @abstractmethod
     def signal(self, theta: Tensor, gtab: GradientTable) -> Tensor:
         """Signal of parameters theta, shape (..., P), at each volume: shape (..., N)."""
@@ -97,6 +101,17 @@ class LogLinearModel(SignalModel):
         -------
         ndarray, shape (G, N), or None
             Row-stochastic averaging matrix; None when every volume stands for itself.
+        """
+        return None
+
+    def constraints(self) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+        """What makes parameters physical, for the method ``constrained``.
+
+        Returns
+        -------
+        matrix : ndarray, shape (M, P)
+        bounds : ndarray, shape (M,)
+            ``matrix @ theta >= bounds``. None when the model declares no constraints.
         """
         return None
 

@@ -10,6 +10,7 @@ import numpy as np
 from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.physics import DTI
+from DiffusionFMLib.physics.tensor_arrays import spread_directions
 
 SHAPE, VOXEL_SIZE = (96, 96, 50), 2.0
 SNR, S0 = 20.0, 1000.0
@@ -18,15 +19,6 @@ BRAIN_RADII = (37.5, 43.5, 22.95)
 
 REFERENCE_SCRIPT = Path(__file__).resolve().parents[3] / "shared" / "phantom" / "phantom.py"
 """The NODDI phantom of the published figures, where there is one: its mask and its directions are then used."""
-
-
-def spread_directions(count: int) -> np.ndarray:
-    """Evenly spread unit vectors on a half sphere (Fibonacci lattice), shape (count, 3)."""
-    index = np.arange(count) + 0.5
-    z = index / count
-    angle = np.pi * (1 + 5**0.5) * index
-    radius = np.sqrt(1 - z * z)
-    return np.stack([radius * np.cos(angle), radius * np.sin(angle), z], axis=1)
 
 
 def phantom(n_directions: int = 30, bval: float = 1000.0, seed: int = 0) -> Acquisition:

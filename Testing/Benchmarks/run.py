@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
+import dki
 import numpy as np
 from phantom import phantom
 
@@ -158,6 +159,7 @@ def main() -> None:
             rounds = 1 if method == "nlls" else options.rounds
             rows += compare(f"DTI {method.upper()} + maps", "dti", method, acquisition, peers, rounds)
     rows += compare("ADC WLS + maps", "adc", "wls", acquisition, {}, 1)
+    rows += dki.rows(compare, options.rounds)
 
     print(f"{'':<18}{'ours s':>9}  {'peer':<22}{'peer s':>8}{'ratio':>8}{'peak MiB':>10}")
     for row in rows:

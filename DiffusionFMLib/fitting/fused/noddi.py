@@ -158,6 +158,7 @@ def fit(
     floor,
     floor_end,
     max_iterations,
+    tolerance,
     theta,
     done,
 ):
@@ -292,7 +293,7 @@ def fit(
                 cost -= 2 * (below * math.log(near) + above * math.log(far))
                 step[i] += below / near - above / far
                 matrix[i, i] += below / near**2 + above / far**2
-            small = iteration > 0 and best - cost < 3e-6 * abs(best)
+            small = iteration > 0 and best - cost < tolerance * abs(best)
             if cost < best:
                 best = cost
                 for i in range(4):
