@@ -279,6 +279,31 @@ def test_overlay_has_opacity_and_threshold(driver):
     assert display.GetLowerThreshold() == pytest.approx(0.3 * display.GetWindowLevelMax())
 
 
+def test_sliders_follow_the_overlay_that_is_shown(driver):
+    from DiffusionFMSlicer.scene import views
+
+    driver.useFakeWorker("ok")
+    driver.choose(addSmallScan())
+    driver.apply()
+    first = driver.results()
+    views.setOverlay(first["residual"], 0.7)
+    driver.panel.refresh()
+    driver.ui.thresholdSlider.value = 30
+    views.setOverlay(first["md"], 0.2)
+    driver.panel.refresh()
+    assert driver.ui.opacitySlider.value == pytest.approx(0.2)
+    assert driver.ui.thresholdSlider.value == 0
+    views.setOverlay(first["residual"], 0.4)
+    driver.panel.refresh()
+    assert (driver.ui.opacitySlider.value, driver.ui.thresholdSlider.value) == pytest.approx((0.4, 30))
+    # moving one goes to the map that is shown, and to no other
+    driver.ui.thresholdSlider.value = 60
+    assert first["residual"].GetDisplayNode().GetLowerThreshold() == pytest.approx(
+        0.6 * first["residual"].GetDisplayNode().GetWindowLevelMax()
+    )
+    assert not first["md"].GetDisplayNode().GetApplyThreshold()
+
+
 def test_values_under_the_mouse(driver):
     import slicer
 
@@ -331,5 +356,5 @@ def test_newest_run_is_shown_and_the_grid_holds_one_run(driver):
     assert runs == {"dti wls", "dti ols"}
     shown = [n for n in resultlist.resultNodes() if n.IsA("vtkMRMLVolumeNode") and resultlist.isVisible(n)]
     assert {n.GetAttribute("DiffusionFM.Run") for n in shown} == {"dti ols"}
-    assert {n.GetAttribute("DiffusionFM.Run") for n in driver.panel._resultsByName().values()} == {"dti ols"}
+    assert {n.GetAttribute("DiffusionFM.Run") for n in driver.panel.presenter.resultsByName().values()} == {"dti ols"}
     assert all("(dti ols)" in n.GetName() for n in shown)
