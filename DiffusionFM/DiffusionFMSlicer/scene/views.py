@@ -107,7 +107,7 @@ def showAxes() -> None:
     for node in slicer.util.getNodesByClass("vtkMRMLViewNode"):
         if node.GetOrientationMarkerType() == node.OrientationMarkerTypeNone:
             node.SetOrientationMarkerType(node.OrientationMarkerTypeAxes)
-            node.SetOrientationMarkerSize(node.OrientationMarkerSizeSmall)
+            node.SetOrientationMarkerSize(node.OrientationMarkerSizeMedium)
 
 
 def centreOfMass(volume: Any) -> NDArray[Any]:
