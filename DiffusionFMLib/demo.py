@@ -136,10 +136,14 @@ def _canonical_sizes(artifact: Artifact) -> np.ndarray:
 
 
 def _draw_sides(ax: Axes, letters: tuple[str, str, str, str]) -> None:
+    from matplotlib.patheffects import withStroke
+
     for letter, x, y in zip(letters, (0.02, 0.98, 0.5, 0.5), (0.5, 0.5, 0.98, 0.02), strict=True):
         across = {0.02: "left", 0.98: "right"}.get(x, "center")
         up = {0.02: "bottom", 0.98: "top"}.get(y, "center")
-        ax.text(x, y, letter, color="white", ha=across, va=up, transform=ax.transAxes)
+        # readable on bright tissue too
+        edge = [withStroke(linewidth=2, foreground="black")]
+        ax.text(x, y, letter, color="white", ha=across, va=up, transform=ax.transAxes, path_effects=edge)
 
 
 def _draw_tracts(ax: Axes, path: Path, axes: tuple[int, int]) -> None:

@@ -358,3 +358,35 @@ def test_newest_run_is_shown_and_the_grid_holds_one_run(driver):
     assert {n.GetAttribute("DiffusionFM.Run") for n in shown} == {"dti ols"}
     assert {n.GetAttribute("DiffusionFM.Run") for n in driver.panel.presenter.resultsByName().values()} == {"dti ols"}
     assert all("(dti ols)" in n.GetName() for n in shown)
+
+
+def test_a_map_of_colours_is_shown_without_an_overlay_of_colours(driver):
+    import slicer
+
+    from DiffusionFMSlicer.scene import views
+
+    driver.useFakeWorker("ok")
+    driver.choose(addSmallScan())
+    driver.apply()
+    found = driver.results()
+    vectors = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLVectorVolumeNode", "V1")
+    views.setOverlay(found["residual"], 0.5)
+    views.showVolume(found["fa"])
+    assert views.overlayNode() is found["residual"]
+    views.showVolume(vectors)
+    assert views.shownLayer(vectors) == "background"
+    assert views.overlayNode() is None
+
+
+def test_axes_are_the_key_of_colours_and_the_users_marker_stays(driver):
+    import slicer
+
+    from DiffusionFMSlicer.scene import views
+
+    node = slicer.util.getNodesByClass("vtkMRMLViewNode")[0]
+    node.SetOrientationMarkerType(node.OrientationMarkerTypeNone)
+    views.showAxes()
+    assert node.GetOrientationMarkerType() == node.OrientationMarkerTypeAxes
+    node.SetOrientationMarkerType(node.OrientationMarkerTypeHuman)
+    views.showAxes()
+    assert node.GetOrientationMarkerType() == node.OrientationMarkerTypeHuman
