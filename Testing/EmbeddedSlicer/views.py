@@ -229,6 +229,12 @@ class ThreeDView(View):
         """The view's camera."""
         return self.group.GetDisplayableManagerByClassName("vtkMRMLCameraDisplayableManager").GetCameraNode()
 
+    def grab(self) -> np.ndarray[Any, Any]:
+        """Render; see `View.grab`."""
+        # a camera that was read with a scene knows nothing of how far its models reach, and would cut them
+        self.renderer.ResetCameraClippingRange()
+        return super().grab()
+
     def fit(self) -> None:
         """Centre the camera on what is visible, keeping its direction."""
         bounds = [0.0] * 6
