@@ -69,3 +69,13 @@ def test_messages_of_vtk_go_to_the_log(slicerHost, tmp_path, capfd):
         slicerHost.logTo(f"{host_log}/vtk.log")
     assert "glyphs complain" in (tmp_path / "vtk.log").read_text()
     assert "glyphs complain" not in capfd.readouterr().err
+
+
+def test_3d_picture_is_not_cut_by_a_stale_clipping_range(slicerWindow, slicerHost):
+    host_scenes.addRings()
+    view = slicerWindow.layoutManager.threeDWidget(0).view
+    view.fit()
+    whole = view.grab().astype(int)
+    camera = view.renderer.GetActiveCamera()
+    camera.SetClippingRange(camera.GetDistance(), 2 * camera.GetDistance())
+    assert (np.abs(view.grab() - whole).max(-1) > 30).mean() < 1e-3
