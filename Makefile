@@ -44,7 +44,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	{ [ -x $(VENV_PYTHON) ] || "$$python" -m venv $(VENV); }
 	@echo "Installing into $(VENV)/. torch alone is a download of 0.2 GB as CPU build, but of several GB as the CUDA build"
 	@echo "that pip takes by default on Linux. PIP_ARGS chooses another index; the torch site names the one for CPU builds."
-	$(VENV_PYTHON) -m pip install $(PIP_ARGS) $(if $(CI),--quiet) --constraint constraints.txt --editable '.[viewer,test]'
+	@echo "It says nothing for some minutes; PIP_ARGS=-vv shows what it does."
+	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt --editable '.[viewer,test]'
 	@touch $@
 
 demo: $(INSTALLED)

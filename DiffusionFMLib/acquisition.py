@@ -113,10 +113,6 @@ class Acquisition:
             found.append(("small-voxels", small))
         return found
 
-    def mean_b0(self) -> NDArray[np.float32]:
-        """Mean of the b0 volumes, shape (X, Y, Z)."""
-        return self.signal[..., self.gtab.b0_mask].mean(axis=3, dtype=np.float32)
-
     def with_mask(self, mask: ArrayLike) -> Acquisition:
         """The same scan with another brain mask, shape (X, Y, Z)."""
         # a new one would look through the whole signal again

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 FIGURE = "figure.png"
 
+SIDES = (("P", "A", "S", "I"), ("R", "L", "S", "I"), ("R", "L", "A", "P"))
+"""Letters at the left, right, upper and lower edge of a sagittal, coronal and axial picture."""
+
 
 @dataclass(frozen=True)
 class DemoSettings(Settings):
@@ -50,7 +53,7 @@ def demo(settings: DemoSettings, sink: EventSink, cancelled: threading.Event) ->
         terminal = _run("track", track, sink, cancelled, session, arrays)
         if isinstance(terminal, Finished):
             try:
-                draw(sink.artifacts, Path(settings.out) / FIGURE)
+                draw(sink.artifacts, Path(settings.out) / FIGURE, sink.result["name"])
             except (DiffusionFMError, OSError, ImportError) as error:
                 terminal = failure(terminal.id, error)
                 sink(terminal)
@@ -65,7 +68,7 @@ def _run(
     return execute(Request(job, "run", body, cancelled), sink, session)
 
 
-def draw(artifacts: list[Artifact], path: Path) -> None:
+def draw(artifacts: list[Artifact], path: Path, title: str) -> None:
     """Draw colour FA, FA and MD in three planes, and the tracts from three sides.
 
     Parameters
@@ -74,6 +77,8 @@ def draw(artifacts: list[Artifact], path: Path) -> None:
         Of a ``track`` job that was asked for arrays.
     path : Path
         PNG to write.
+    title : str
+        Over all of it: the scan's name.
     """
     from matplotlib.figure import Figure
 
@@ -99,10 +104,13 @@ def draw(artifacts: list[Artifact], path: Path) -> None:
             axes[0, column].set_title(maps[name].title, color="white")
         _draw_tracts(axes[row, 3], Path(tracts.array or ""), (across, up))
     axes[0, 3].set_title("Tracts", color="white")
+    for row, letters in zip(axes, SIDES, strict=True):
+        for ax in row:
+            _draw_sides(ax, letters)
     for ax in axes[1:].flat:
         # as radiologists look at it: the patient's right is on the left
         ax.invert_xaxis()
-        ax.text(0.02, 0.95, "R", color="white", transform=ax.transAxes)
+    figure.suptitle(title, color="white")
     for ax in axes.flat:
         ax.set_axis_off()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,6 +133,17 @@ def _canonical_sizes(artifact: Artifact) -> np.ndarray:
 
     affine = np.array(artifact.affine)
     return np.linalg.norm(affine[:3, :3], axis=0)[np.argsort(io_orientation(affine)[:, 0])]
+
+
+def _draw_sides(ax: Axes, letters: tuple[str, str, str, str]) -> None:
+    from matplotlib.patheffects import withStroke
+
+    for letter, x, y in zip(letters, (0.02, 0.98, 0.5, 0.5), (0.5, 0.5, 0.98, 0.02), strict=True):
+        across = {0.02: "left", 0.98: "right"}.get(x, "center")
+        up = {0.02: "bottom", 0.98: "top"}.get(y, "center")
+        # readable on bright tissue too
+        edge = [withStroke(linewidth=2, foreground="black")]
+        ax.text(x, y, letter, color="white", ha=across, va=up, transform=ax.transAxes, path_effects=edge)
 
 
 def _draw_tracts(ax: Axes, path: Path, axes: tuple[int, int]) -> None:

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from DiffusionFMLib import __version__
-from DiffusionFMLib.errors import OutputError, ProtocolError, SettingsError
+from DiffusionFMLib.errors import ProtocolError, SettingsError
 from DiffusionFMLib.events import Artifact
+from DiffusionFMLib.jobfiles import READ, WRITE, announce_file, announce_map, read_scan, save_array
 from DiffusionFMLib.maps import RESIDUAL, STATUS, FitStatus
 from DiffusionFMLib.physics import MODELS, TRACKED
 from DiffusionFMLib.reporting import JobReport
+from DiffusionFMLib.scan_jobs import convert, simulate_scan
 from DiffusionFMLib.session import Fitted, Session
 from DiffusionFMLib.settings import (
     ConvertSettings,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from DiffusionFMLib.maps import ParameterMap
     from DiffusionFMLib.tractography import Tracts
 
-READ, CHECK, FIT, WRITE, TRACK = "Reading", "Checking the scan", "Fitting", "Writing", "Tracking"
+CHECK, FIT, TRACK = "Checking the scan", "Fitting", "Tracking"
 
 TITLES = {
     "quality": CHECK,
@@ -101,11 +102,11 @@ def run(
     if isinstance(settings, FitSettings):
         return _fit(settings, report, session, arrays)[0]
     if isinstance(settings, ConvertSettings):
-        return _convert(settings, report, session)
+        return convert(settings, report, session)
     if isinstance(settings, ScanSettings):
         return _info(settings, report, session, arrays)
     if isinstance(settings, SimulateSettings):
-        return _simulate(settings, report)
+        return simulate_scan(settings, report)
     msg = f"{type(settings).__name__} belongs to no job."
     raise TypeError(msg)
 
@@ -137,10 +138,10 @@ def resolve_device(settings: Settings) -> str:
 
 
 def _info(settings: ScanSettings, report: JobReport, session: Session, arrays: Path | None) -> dict[str, Any]:
-    acquisition = _read(settings, report, session)
+    acquisition = read_scan(settings, report, session)
     if arrays is not None:
         # for a viewer that reads no image files
-        copy = _save_array(arrays / f"{acquisition.name}.npy", np.swapaxes(acquisition.signal, 0, 2))
+        copy = save_array(arrays / f"{acquisition.name}.npy", np.swapaxes(acquisition.signal, 0, 2))
         affine = acquisition.affine.tolist()
         report.artifact(Artifact(report.id, settings.dwi, "image", acquisition.name, array=copy, affine=affine))
     report.enter(CHECK)
@@ -153,19 +154,6 @@ def _info(settings: ScanSettings, report: JobReport, session: Session, arrays: P
         "models": _support(acquisition),
         "notes": [*acquisition.notes, *acquisition.gtab.notes],
     }
-
-
-def _read(settings: ScanSettings, report: JobReport, session: Session) -> Acquisition:
-    report.enter(READ)
-    if not settings.dwi:
-        msg = "No diffusion scan was given."
-        raise SettingsError(msg, "Name a NIfTI or NRRD file, or a DICOM folder.")
-    if settings.t1w:
-        from DiffusionFMLib.io import read_image
-
-        image = read_image(Path(settings.t1w), report)
-        report.warning("t1w-unused", f"{image.name} was read, but no model of this version uses a T1w image.")
-    return session.read(settings, report)
 
 
 def _support(acquisition: Acquisition) -> dict[str, str | None]:
@@ -187,7 +175,7 @@ def _fit(
     if settings.method not in model.methods:
         msg = f"Model {settings.model} has no estimator {settings.method}; it has {', '.join(model.methods)}."
         raise SettingsError(msg, "Choose one of them.")
-    acquisition = _read(settings, report, session)
+    acquisition = read_scan(settings, report, session)
     reason = model.unsupported(acquisition.gtab)
     if reason is not None:
         raise ProtocolError(reason, "Choose another model, or a scan with more directions.")
@@ -217,13 +205,13 @@ def _fit(
 
     report.enter(WRITE)
     outputs.discard_stale(out)
-    _announce_file(report, outputs.write_dataset_description(out), "sidecar", "dataset_description")
+    announce_file(report, outputs.write_dataset_description(out), "sidecar", "dataset_description")
     path = out / f"{acquisition.name}_desc-quality_dwi.json"
-    _announce_file(report, outputs.write_json(path, quality.to_dict()), "sidecar", "quality")
+    announce_file(report, outputs.write_json(path, quality.to_dict()), "sidecar", "quality")
     for done, (name, map) in enumerate(fitted.maps.items()):
         report.progress(done, len(fitted.maps), WRITE)
         path = finished.get(name) or outputs.write_map(map, out, acquisition.name, model.label, settings.method)
-        _announce_map(report, map, path, arrays)
+        announce_map(report, map, path, arrays)
     report.progress(1, 1, WRITE)
     result = {
         "name": acquisition.name, "out": str(out), "maps": list(fitted.maps), "reused": list(finished),
@@ -273,7 +261,7 @@ def _track(settings: TrackSettings, report: JobReport, session: Session, arrays:
     seeds = None
     if settings.seed_mask:
         # before the fit, so that a mask of another scan does not cost its time
-        seeds = read_mask(Path(settings.seed_mask), _read(settings, report, session), settings.seed_label)
+        seeds = read_mask(Path(settings.seed_mask), read_scan(settings, report, session), settings.seed_label)
     result, fitted, acquisition = _fit(settings, report, session, arrays)
 
     report.enter(TRACK)
@@ -328,79 +316,3 @@ def _finished_tracts(path: Path, key: str, fa: ParameterMap) -> Tracts | None:
     points = np.concatenate(lines, dtype=np.float32)
     offsets = np.cumsum([0, *map(len, lines)], dtype=np.int64)
     return Tracts(points, offsets, sample(fa.data, points, fa.affine) if along is None else along)
-
-
-# --- convert and simulate --------------------------------------------------------------------------------
-
-
-def _convert(settings: ConvertSettings, report: JobReport, session: Session) -> dict[str, Any]:
-    from DiffusionFMLib.io import outputs, scan_files, write_acquisition, written_files
-
-    path = Path(settings.out)
-    outputs.output_folder(str(path.parent) if settings.out else "")
-    for target in written_files(path):
-        if any(target.exists() and target.samefile(source) for source in scan_files(settings)):
-            msg = f"{target.name} belongs to the scan itself: it would be written over."
-            raise SettingsError(msg, "Choose another name or folder to convert to.")
-        if target.exists():
-            msg = f"{target} is there already: it would be written over."
-            raise OutputError(msg, "Remove it, or choose another name or folder to convert to.")
-    acquisition = _read(settings, report, session)
-    report.enter(WRITE)
-    written = write_acquisition(acquisition, path)
-    for file in written:
-        _announce_file(report, file, "image" if file == path else "sidecar", file.name)
-    report.progress(1, 1, WRITE)
-    return {"name": acquisition.name, "out": str(path.parent), "files": [file.name for file in written]}
-
-
-def _simulate(settings: SimulateSettings, report: JobReport) -> dict[str, Any]:
-    from DiffusionFMLib.io import outputs, write_acquisition
-    from DiffusionFMLib.simulation import simulate
-
-    out = outputs.output_folder(settings.out)
-    simulated = simulate(settings, report)
-    acquisition, truth = simulated.acquisition, simulated.truth
-    report.enter(WRITE)
-    dwi = out / f"{acquisition.name}.nii.gz"
-    written = write_acquisition(acquisition, dwi)
-    for file in written:
-        _announce_file(report, file, "image" if file == dwi else "sidecar", file.name)
-    for done, (name, map) in enumerate(truth.items()):
-        report.progress(done, len(truth), WRITE)
-        _announce_map(report, map, outputs.write_map(map, out, acquisition.name, "tensor", "truth"), None)
-        written.append(outputs.map_path(out, acquisition.name, "tensor", name, "truth"))
-    report.progress(1, 1, WRITE)
-    return {"name": acquisition.name, "out": str(out), "dwi": str(dwi), "files": [file.name for file in written]}
-
-
-# --- files -----------------------------------------------------------------------------------------------
-
-
-def _announce_file(report: JobReport, path: Path, role: str, name: str) -> None:
-    report.artifact(Artifact(report.id, str(path), role, name))
-
-
-def _announce_map(report: JobReport, map: ParameterMap, path: Path, arrays: Path | None) -> None:
-    spec = map.spec
-    copy = None
-    if arrays is not None:
-        # Slicer's arrays run k, j, i
-        copy = _save_array(arrays / f"{path.name.removesuffix('.nii.gz')}.npy", np.swapaxes(map.data, 0, 2))
-    window = spec.window if spec.window[1] > spec.window[0] else None
-    affine = map.affine.tolist()
-    report.artifact(
-        Artifact(report.id, str(path), "map", spec.name, spec.title, spec.unit, window, spec.colors, copy, affine)
-    )
-
-
-def _save_array(path: Path, array: NDArray[Any]) -> str:
-    from DiffusionFMLib.io import outputs
-
-    with outputs.replacing(path) as temporary, temporary.open("wb") as file:
-        header = {"descr": "<f4", "fortran_order": False, "shape": array.shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        # plane by plane: a scan's copy in this order would take its memory again
-        for plane in array:
-            file.write(np.ascontiguousarray(plane, "<f4").data)
-    return str(path)

@@ -5,6 +5,7 @@ The measures are cheap estimates that rank scans and find broken ones; they are 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -54,6 +55,9 @@ MIN_GROUP: Final = 5
 SNR_VOXELS: Final = 20_000
 
 LIGHTS: Final = ("green", "amber", "red")
+
+_GRADES: Final = {"consistent": 0, "undetermined": 1, "suspect": 2}
+"""Light, counted in `LIGHTS`, of each verdict on the gradients: directions that nobody could check need a look."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,9 @@ class QualitySummary:
         return asdict(self)
 
 
-def summarise(acquisition: Acquisition, report: Report, check: bool = True) -> QualitySummary:
+def summarise(
+    acquisition: Acquisition, report: Report, check: bool = True, doubts: Sequence[str] = ()
+) -> QualitySummary:
     """Summary of a scan's quality.
 
     Parameters
@@ -145,6 +151,8 @@ def summarise(acquisition: Acquisition, report: Report, check: bool = True) -> Q
         Stage ``quality``; findings go into the summary, not into warnings.
     check : bool
         Also check the gradients against the fibres.
+    doubts : sequence of str
+        What the reader found doubtful in the scan's files; amber.
     """
     from DiffusionFMLib.preprocessing.masking import brain_mask, mask_doubt
     from DiffusionFMLib.preprocessing.noise import estimate_noise
@@ -166,9 +174,10 @@ def summarise(acquisition: Acquisition, report: Report, check: bool = True) -> Q
     doubt = mask_doubt(acquisition, mask)
     found = [
         *_protocol_findings(acquisition),
-        *([(2, gradients.sentence)] if gradients is not None and gradients.verdict == "suspect" else []),
+        *([(_GRADES[gradients.verdict], gradients.sentence)] if gradients and _GRADES[gradients.verdict] else []),
         *_signal_findings(snr, outliers, fraction, motion),
         *([(1, doubt)] if doubt else []),
+        *((1, sentence) for sentence in doubts),
     ]
     found.sort(key=lambda finding: -finding[0])
     gtab = acquisition.gtab
@@ -202,6 +211,8 @@ def summarise(acquisition: Acquisition, report: Report, check: bool = True) -> Q
 
 def _protocol_findings(acquisition: Acquisition) -> list[tuple[int, str]]:
     gtab, found = acquisition.gtab, []
+    if not acquisition.signal.max() > 0:
+        found.append((2, "No value of the signal is above zero: there is nothing to measure."))
     if not gtab.b0_mask.any():
         found.append((2, "There is no b0 volume: S0 and diffusivities cannot be measured."))
     if gtab.n_directions < TENSOR_DIRECTIONS:

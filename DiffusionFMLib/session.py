@@ -57,6 +57,10 @@ class _Scan:
     fits: dict[str, Fitted] = field(default_factory=dict)
 
 
+_DOUBTS = ("no-orientation", "orientation-conflict")
+"""Codes of the reader's warnings that make a scan's quality amber."""
+
+
 class _Recorder:
     """Passes everything on to a report, and keeps the warnings so that a later run can tell them again."""
 
@@ -105,7 +109,8 @@ class Session:
 
         scan = self._current()
         if scan.quality is None:
-            scan.quality = summarise(scan.acquisition, report)
+            doubts = [message for code, message in scan.warnings if code in _DOUBTS]
+            scan.quality = summarise(scan.acquisition, report, doubts=doubts)
         return scan.quality
 
     def prepare(self, settings: FitSettings, report: Report) -> Acquisition:

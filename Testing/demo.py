@@ -46,12 +46,8 @@ def show(dwi: str, out: Path, headless: bool) -> int:
     from EmbeddedSlicer import host
 
     host.start(display=False if headless else None)
-    import vtk
-
     out.mkdir(parents=True, exist_ok=True)
-    # Slicer's 2D model pipeline complains at each rendering of directly coloured lines; see the file
-    vtk.vtkLogger.SetStderrVerbosity(vtk.vtkLogger.VERBOSITY_OFF)
-    vtk.vtkLogger.LogToFile(str(out / "vtk.log"), vtk.vtkLogger.TRUNCATE, vtk.vtkLogger.VERBOSITY_WARNING)
+    host.logTo(out / "vtk.log")
     window = host.mainWindow()
     window.resize(*SIZE)
     widget = host.loadModule(ROOT / "DiffusionFM" / "DiffusionFM.py")

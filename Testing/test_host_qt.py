@@ -243,6 +243,28 @@ def test_widget_shown_while_folded_appears_on_unfolding(slicerHost):
     section.hide()
 
 
+def test_widget_hidden_while_folded_stays_hidden(slicerHost):
+    import ctk
+    import qt
+
+    section = ctk.ctkCollapsibleButton()
+    inner = qt.QVBoxLayout(section)
+    kept, hidden, back = (qt.QLabel(text) for text in ("kept", "hidden", "hidden and shown again"))
+    for label in (kept, hidden, back):
+        inner.addWidget(label)
+    section.show()
+    section.collapsed = True
+    hidden.visible = False
+    back.visible = False
+    back.visible = True
+    slicerHost.application().processEvents()
+    assert not any(label.visible for label in (kept, hidden, back))
+    section.collapsed = False
+    slicerHost.application().processEvents()
+    assert (kept.visible, hidden.visible, back.visible) == (True, False, True)
+    section.hide()
+
+
 def test_slider_keeps_range_and_step():
     import ctk
 

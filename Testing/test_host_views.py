@@ -306,24 +306,6 @@ def test_model_is_drawn_in_3d_and_where_it_cuts_the_slices(manager):
     assert (columns > 0.55).any()
 
 
-def test_model_cuts_the_slices_where_it_did_before_saving(manager, slicerHost, tmp_path):
-    import slicer
-
-    matrix = host_scenes.affine(oblique=True)
-    volume = host_scenes.addVolume(host_scenes.ball(matrix, (0, 0, 0), 30), matrix, "ball")
-    host_scenes.addRings()
-    slicer.util.setSliceViewerLayers(background=volume, fit=True)
-    red = manager.sliceWidget("Red")
-    red.mrmlSliceNode().RotateToVolumePlane(volume)
-    red.mrmlSliceNode().JumpSliceByOffsetting(0, 38, 2)
-    before = pixels(red)
-    assert slicer.util.saveScene(str(tmp_path / "scene.mrb"))
-    slicerHost.closeScene()
-    slicer.util.loadScene(str(tmp_path / "scene.mrb"))
-    after = pixels(red)
-    assert (before != after).any(axis=-1).mean() < 0.001
-
-
 def test_slice_is_shown_in_3d(manager):
     showBall((0, 0, 0), radius=30)
     empty = pixels(manager.threeDWidget(0))

@@ -16,7 +16,7 @@ from scan_files import BVALS, signal_of, write_scan
 
 from DiffusionFMLib.errors import InputError, JobCancelled
 from DiffusionFMLib.events import SilentReport
-from DiffusionFMLib.io import dicom, list_series, read_acquisition
+from DiffusionFMLib.io import dicom, read_acquisition
 from DiffusionFMLib.settings import ScanSettings
 
 
@@ -54,7 +54,6 @@ def test_of_several_real_series_the_person_chooses(toshiba: Path, tmp_path: Path
         changed = content.replace(uid, uid[:-1] + (b"1" if uid[-1:] != b"1" else b"2"))
         changed = re.sub(rb"(\x20\x00\x11\x00IS..)10006", rb"\g<1>10007", changed)
         (tmp_path / f"b{file.name}").write_bytes(changed)
-    assert [(s.number, s.volumes) for s in list_series(tmp_path)] == [("10006", 13), ("10007", 13)]
     with pytest.raises(InputError, match=r"2 diffusion series: 10006 \(DTI ALL 20d, 13 volumes\); 10007") as caught:
         read(tmp_path)
     assert caught.value.choices == dict.fromkeys(("10006", "10007"), "DTI ALL 20d, 13 volumes")
@@ -127,7 +126,7 @@ def test_series_without_weighting_are_not_offered(folder: Path, tmp_path: Path, 
     write_scan(tmp_path / "made", "8.nii", bvals=None, bvecs=None)
     write_scan(tmp_path / "made", "9.nii", bvals=0 * BVALS)
     stand_in(code)
-    assert [s.number for s in list_series(folder)] == ["7"]
+    assert read(folder).name == "series-7"
     (tmp_path / "made" / "7.bval").unlink()
     with pytest.raises(InputError, match="holds no diffusion series"):
         read(folder)

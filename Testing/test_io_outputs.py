@@ -236,3 +236,19 @@ def test_a_process_that_ends_at_once_can_discard_what_is_half_written(tmp_path: 
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=root, check=False)
     assert done.returncode == 3
     assert list(tmp_path.iterdir()) == []
+
+
+def test_child_process_ends_with_ours(tmp_path):
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with (tmp_path / "log.txt").open("w") as log, outputs.child_process(command, log) as process:
+        assert process.poll() is None
+        outputs.discard_temporaries()
+        assert process.poll() is not None
+
+
+def test_child_process_is_killed_when_its_block_fails(tmp_path):
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    log = (tmp_path / "log.txt").open("w")
+    with log, pytest.raises(KeyError), outputs.child_process(command, log) as process:
+        raise KeyError
+    assert process.poll() is not None

@@ -29,6 +29,8 @@ LAYERS = (
     {"gradient_check"},
     {"quality", "tractography"},
     {"reporting", "session"},
+    {"jobfiles"},
+    {"scan_jobs"},
     {"jobs"},
     {"worker", "console"},
     {"demo"},

@@ -279,6 +279,31 @@ def test_overlay_has_opacity_and_threshold(driver):
     assert display.GetLowerThreshold() == pytest.approx(0.3 * display.GetWindowLevelMax())
 
 
+def test_sliders_follow_the_overlay_that_is_shown(driver):
+    from DiffusionFMSlicer.scene import views
+
+    driver.useFakeWorker("ok")
+    driver.choose(addSmallScan())
+    driver.apply()
+    first = driver.results()
+    views.setOverlay(first["residual"], 0.7)
+    driver.panel.refresh()
+    driver.ui.thresholdSlider.value = 30
+    views.setOverlay(first["md"], 0.2)
+    driver.panel.refresh()
+    assert driver.ui.opacitySlider.value == pytest.approx(0.2)
+    assert driver.ui.thresholdSlider.value == 0
+    views.setOverlay(first["residual"], 0.4)
+    driver.panel.refresh()
+    assert (driver.ui.opacitySlider.value, driver.ui.thresholdSlider.value) == pytest.approx((0.4, 30))
+    # moving one goes to the map that is shown, and to no other
+    driver.ui.thresholdSlider.value = 60
+    assert first["residual"].GetDisplayNode().GetLowerThreshold() == pytest.approx(
+        0.6 * first["residual"].GetDisplayNode().GetWindowLevelMax()
+    )
+    assert not first["md"].GetDisplayNode().GetApplyThreshold()
+
+
 def test_values_under_the_mouse(driver):
     import slicer
 
@@ -331,5 +356,37 @@ def test_newest_run_is_shown_and_the_grid_holds_one_run(driver):
     assert runs == {"dti wls", "dti ols"}
     shown = [n for n in resultlist.resultNodes() if n.IsA("vtkMRMLVolumeNode") and resultlist.isVisible(n)]
     assert {n.GetAttribute("DiffusionFM.Run") for n in shown} == {"dti ols"}
-    assert {n.GetAttribute("DiffusionFM.Run") for n in driver.panel._resultsByName().values()} == {"dti ols"}
+    assert {n.GetAttribute("DiffusionFM.Run") for n in driver.panel.presenter.resultsByName().values()} == {"dti ols"}
     assert all("(dti ols)" in n.GetName() for n in shown)
+
+
+def test_a_map_of_colours_is_shown_without_an_overlay_of_colours(driver):
+    import slicer
+
+    from DiffusionFMSlicer.scene import views
+
+    driver.useFakeWorker("ok")
+    driver.choose(addSmallScan())
+    driver.apply()
+    found = driver.results()
+    vectors = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLVectorVolumeNode", "V1")
+    views.setOverlay(found["residual"], 0.5)
+    views.showVolume(found["fa"])
+    assert views.overlayNode() is found["residual"]
+    views.showVolume(vectors)
+    assert views.shownLayer(vectors) == "background"
+    assert views.overlayNode() is None
+
+
+def test_axes_are_the_key_of_colours_and_the_users_marker_stays(driver):
+    import slicer
+
+    from DiffusionFMSlicer.scene import views
+
+    node = slicer.util.getNodesByClass("vtkMRMLViewNode")[0]
+    node.SetOrientationMarkerType(node.OrientationMarkerTypeNone)
+    views.showAxes()
+    assert node.GetOrientationMarkerType() == node.OrientationMarkerTypeAxes
+    node.SetOrientationMarkerType(node.OrientationMarkerTypeHuman)
+    views.showAxes()
+    assert node.GetOrientationMarkerType() == node.OrientationMarkerTypeHuman

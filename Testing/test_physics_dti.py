@@ -97,7 +97,12 @@ def test_signal_and_maps_are_differentiable(name):
     model = MODELS[name]
     tensor = [1.2, 0.1, -0.2, 0.8, 0.05, 0.5]
     quartic = [0.9, 0.6, 0.5, 0.05, -0.1, 0.02, 0.1, -0.05, 0.03, 0.25, 0.2, 0.15, 0.04, -0.02, 0.06]
-    start = {"dti": [*tensor, 0.3], "adc": [0.9, 0.3], "dki": [*tensor, *quartic, 0.3]}[name]
+    start = {
+        "dti": [*tensor, 0.3],
+        "adc": [0.9, 0.3],
+        "dki": [*tensor, *quartic, 0.3],
+        "noddi": [0.3, -0.5, 0.8, 0.5, 0.3, 0.2, 0.3],
+    }[name]
     theta = torch.tensor([start, [1.1 * value for value in start]], dtype=torch.float64, requires_grad=True)
     gtab = table([1000, 2000], [6, 6])
     assert torch.autograd.gradcheck(lambda t: model.signal(t, gtab), theta)

@@ -109,3 +109,42 @@ def test_in_a_good_real_scan_nothing_is_found_but_thick_slices(scans, name, thic
     assert ["coarse" in finding for finding in found.findings] == [True] * thick
     assert found.motion_mm < MOTION_MM
     assert 20 < found.snr < 100
+
+
+def test_directions_that_cannot_be_checked_are_amber(good):
+    few = good.subset(np.arange(10), "fewer")
+    found = summary(few, check=True)
+    assert found.gradients.verdict == "undetermined"
+    assert found.light == "amber"
+    assert found.gradients.sentence in found.findings
+
+
+@pytest.mark.parametrize("signal", [np.zeros_like, lambda s: -np.abs(s) - 1])
+def test_signal_without_a_positive_value_is_red(good, signal):
+    found = summary(replace(good, signal=signal(good.signal)), check=True)
+    assert found.light == "red"
+    assert found.findings[0] == "No value of the signal is above zero: there is nothing to measure."
+
+
+def test_a_header_without_orientation_is_amber(tmp_path):
+    import nibabel as nib
+
+    from DiffusionFMLib.session import Session
+    from DiffusionFMLib.settings import ScanSettings
+
+    scan, _ = head(count=16, n_b0=2)
+    lights = {}
+    for code in (0, 1):
+        image = nib.Nifti1Image(scan.signal, scan.affine)
+        image.set_sform(scan.affine if code else None, code)
+        image.set_qform(scan.affine if code else None, code)
+        path = tmp_path / f"scan{code}.nii"
+        nib.save(image, path)
+        np.savetxt(path.with_suffix(".bval"), scan.gtab.bvals[None])
+        np.savetxt(path.with_suffix(".bvec"), scan.gtab.bvecs.T)
+        session = Session()
+        session.read(ScanSettings(dwi=str(path)), SilentReport())
+        lights[code] = session.quality(SilentReport())
+    assert not any("left and right are not known" in finding for finding in lights[1].findings)
+    assert any("left and right are not known" in finding for finding in lights[0].findings)
+    assert lights[0].light != "green"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,11 @@ from DiffusionFMSlicer.parameters import (
     advancedFields,
     tractFields,
 )
+from DiffusionFMSlicer.presenter import Presenter
 from DiffusionFMSlicer.runner import Runner
 from DiffusionFMSlicer.scanbox import ScanBox
-from DiffusionFMSlicer.scene import display, inputs, tracts, views
-from DiffusionFMSlicer.scene.results import NAME, RUN, resultNodes
-from DiffusionFMSlicer.scene.results import SCAN as SCAN_OF_RESULT
-
-FIRST_MAPS = ("fa", "adc")
-"""What is shown first of a model's maps."""
+from DiffusionFMSlicer.scene import inputs
+from DiffusionFMSlicer.scene.results import NAME
 
 _UI_SETTINGS = {
     "bval": "bvalEdit", "bvec": "bvecEdit", "model": "modelSelector", "method": "methodSelector", "out": "outEdit",
@@ -63,8 +59,7 @@ class Panel:
         self._device = ""
         self._warning = ""
         self._updating = False
-        self._fresh = False
-        self._presenting = False
+        self.presenter = Presenter(lambda: self.parameters.reference(SCAN), lambda: ui.opacitySlider.value)
         self.form = Form(self._onEdited)
         for name, widget in _UI_SETTINGS.items():
             self.form.bind(name, getattr(ui, widget))
@@ -77,9 +72,9 @@ class Panel:
         ui.applyButton.clicked.connect(lambda *_: self.apply())
         ui.cancelButton.clicked.connect(lambda *_: self.cancel())
         ui.logButton.clicked.connect(lambda *_: self.showLog())
-        ui.fourUpButton.clicked.connect(lambda *_: self._arrange(lambda: views.showFourUp(self._resultsByName())))
-        ui.mapsButton.clicked.connect(lambda *_: self._arrange(lambda: views.showMapsGrid(self._resultsByName())))
-        ui.centreButton.clicked.connect(lambda *_: self.centre())
+        ui.fourUpButton.clicked.connect(lambda *_: self.presenter.showFourUp())
+        ui.mapsButton.clicked.connect(lambda *_: self.presenter.showMapsGrid())
+        ui.centreButton.clicked.connect(lambda *_: self.presenter.centre())
         self.showParameters()
 
     # --- parameters and widgets -------------------------------------------------------------------------------
@@ -92,14 +87,14 @@ class Panel:
     def forgetScene(self, parameters: Parameters) -> None:
         """Another scene is there: show its parameters and results."""
         self.scanBox.forget()
-        self._fresh = False
+        self.presenter.forget()
         self.ui.progressBar.value = 0
         self.ui.progressBar.format = ""
         self._clearMessages()
         self.setParameters(parameters)
         if parameters.get("tubes"):
             # a scene is saved without them, but with the lines hidden that they stand for
-            self._showTubes(True)
+            self.presenter.showTubes(True)
 
     def showParameters(self) -> None:
         """Make all widgets agree with the parameters and the scene."""
@@ -138,15 +133,10 @@ class Panel:
             self.parameters.set("method", model.methods[0])
             self.form.show(self.parameters)
         if name == "tubes":
-            self._showTubes(value)
+            self.presenter.showTubes(value)
         if name in ("bval", "bvec"):
             self.scanBox.forgetScan(self.parameters.reference(SCAN))
         self.refresh()
-
-    def _showTubes(self, on: bool) -> None:
-        for node in resultNodes():
-            if resultlist.isTracts(node):
-                tracts.setTubes(node, on)
 
     def _onNodeChosen(self, role: str) -> None:
         if self._updating:
@@ -162,19 +152,8 @@ class Panel:
             for name in ("bval", "bvec"):
                 self.parameters.set(name, found.get(name, ""))
             self._clearMessages()
-            self._showScanAlone(node)
+            self.presenter.scanChosen(node)
         self.showParameters()
-
-    def _showScanAlone(self, scan: Any) -> None:
-        """Take other scans' results out of the views: one patient's map must not lie over another's anatomy."""
-        hidden = False
-        for node in resultNodes():
-            if node.GetNodeReference(SCAN_OF_RESULT) is not scan and resultlist.isVisible(node):
-                resultlist.setVisible(node, False)
-                hidden = True
-        if hidden and scan is not None and scan.IsA("vtkMRMLVolumeNode"):
-            views.showVolume(scan)
-            views.centreViews(scan)
 
     def _enableModels(self, gradients: inputs.Gradients | None) -> None:
         """Grey out the models that the protocol cannot feed, and say why; none while the gradients are unknown."""
@@ -209,11 +188,7 @@ class Panel:
         """Compute what the panel says."""
         self._clearMessages()
         p = self.parameters
-        run = f"{p.get('model')} {p.get('method')}"
-        shown = [n for n in resultNodes() if n.IsA("vtkMRMLVolumeNode") and resultlist.isVisible(n)]
-        self._presenting = not any(
-            n.GetAttribute(RUN) == run and n.GetNodeReference(SCAN_OF_RESULT) is p.reference(SCAN) for n in shown
-        )
+        self.presenter.runBegins(f"{p.get('model')} {p.get('method')}")
         self._begin(
             lambda: self.runner.apply(
                 p.reference(SCAN), p.settings, p.reference(MASK), p.reference(SEED_MASK) if p.get("tracts") else None
@@ -237,21 +212,6 @@ class Panel:
         self.runner.cancel()
         self.ui.progressBar.format = "Cancelling..."
         self.refresh()
-
-    def centre(self) -> None:
-        """Fit the views to the first map, or to the scan."""
-        results = self._resultsByName().values()
-        maps = [n for n in results if n.IsA("vtkMRMLVolumeNode")]
-        scan = self.parameters.reference(SCAN)
-        if maps or (scan is not None and scan.IsA("vtkMRMLVolumeNode")):
-            tracts = next((n for n in results if resultlist.isTracts(n) and resultlist.isVisible(n)), None)
-            views.centreViews(maps[0] if maps else scan, tracts)
-
-    def _arrange(self, arrange: Callable[[], None]) -> None:
-        arrange()
-        self.centre()
-        # legends look for their volumes in views that exist; new ones do from the next turn of the event loop on
-        qt.QTimer.singleShot(0, display.refreshLegends)
 
     def _begin(self, request: Any) -> None:
         try:
@@ -287,15 +247,10 @@ class Panel:
         """See `Listener`."""
         if inputs.isScan(node) and not node.GetAttribute(NAME):
             self.parameters.setReference(SCAN, node)
-            self._fresh = True
-            self._showScanAlone(node)
+            self.presenter.scanOpened(node)
             self.showParameters()
-            views.showVolume(node)
-            views.centreViews(node)
             return
-        if resultlist.isTracts(node) and self.parameters.get("tubes"):
-            tracts.setTubes(node, True)
-        self._present(node)
+        self.presenter.resultCame(node, tubes=self.parameters.get("tubes"))
         self.results.refresh()
 
     def onAnswer(self, job: str, scan: Any, answer: dict[str, Any]) -> None:
@@ -320,32 +275,6 @@ class Panel:
         if self.ui.logButton.checked:
             self.showLog()
         self.refresh()
-
-    def _present(self, node: Any) -> None:
-        """Show a run's first map as it comes; running it again leaves the views as the user arranged them."""
-        if not self._presenting:
-            return
-        if node.GetAttribute(NAME) in FIRST_MAPS:
-            views.setOverlay(None, self.ui.opacitySlider.value)
-            views.showVolume(node)
-            if self._fresh:
-                views.centreViews(node)
-                self._fresh = False
-        elif node.GetAttribute(NAME) == "colorfa":
-            views.setOverlay(node, self.ui.opacitySlider.value)
-        elif resultlist.isTracts(node):
-            views.showAxes()
-            self.centre()
-
-    def _resultsByName(self) -> dict[str, Any]:
-        """Results of one run of the scan: of the one that is shown, else of the newest."""
-        scan = self.parameters.reference(SCAN)
-        nodes = [n for n in resultNodes() if n.GetNodeReference(SCAN_OF_RESULT) is scan]
-        if not nodes:
-            return {}
-        shown = (n for n in nodes if n.IsA("vtkMRMLVolumeNode") and views.shownLayer(n) == "background")
-        run = next(shown, nodes[-1]).GetAttribute(RUN)
-        return {n.GetAttribute(NAME): n for n in nodes if n.GetAttribute(RUN) == run}
 
     # --- messages ---------------------------------------------------------------------------------------------
 

@@ -181,10 +181,15 @@ class ResultList:
     def _showOverlay(self, nodes: list[Any]) -> None:
         shown = views.overlayNode()
         index = self._ui.overlaySelector.findData(shown.GetID()) if shown is not None else 0
-        if index >= 0 and index != self._ui.overlaySelector.currentIndex:
-            self._filling = True
+        if index < 0:
+            return
+        self._filling = True
+        if index != self._ui.overlaySelector.currentIndex:
             self._ui.overlaySelector.currentIndex = index
-            self._filling = False
+        if shown is not None:
+            self._ui.opacitySlider.value = views.overlayOpacity()
+            self._ui.thresholdSlider.value = round(100 * display.threshold(shown))
+        self._filling = False
 
     def _overlayChosen(self) -> None:
         if not self._filling:

@@ -68,11 +68,6 @@ class Fit:
         order[self.places] = np.arange(len(self.places))
         return self.theta[:, order.reshape(self.mask.shape, order="F")[self.mask]].T
 
-    def status_counts(self) -> dict[str, int]:
-        """Number of voxels of each status inside the mask, by the status' name in lower case."""
-        counts = np.bincount(self.maps["status"].data[self.mask].astype(np.intp), minlength=len(FitStatus))
-        return {status.name.lower(): int(counts[status]) for status in FitStatus if status is not FitStatus.OUTSIDE}
-
 
 def fit(
     acquisition: Acquisition,

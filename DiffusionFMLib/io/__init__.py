@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from DiffusionFMLib.io.dicom import Series, list_series
+from DiffusionFMLib.io.dicom import Series
 from DiffusionFMLib.io.reading import Image, read_acquisition, read_image, read_mask, scan_files
 from DiffusionFMLib.io.tracts import read_tracts, write_tracts
 from DiffusionFMLib.io.writing import write_acquisition, written_files
@@ -10,7 +10,6 @@ from DiffusionFMLib.io.writing import write_acquisition, written_files
 __all__ = [
     "Image",
     "Series",
-    "list_series",
     "read_acquisition",
     "read_image",
     "read_mask",

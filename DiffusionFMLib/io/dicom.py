@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from DiffusionFMLib.errors import InputError
-from DiffusionFMLib.events import Report, SilentReport
+from DiffusionFMLib.events import Report
 from DiffusionFMLib.gradients import B0_THRESHOLD
 from DiffusionFMLib.io import fsl
 from DiffusionFMLib.io.nifti import NiftiFile
-from DiffusionFMLib.io.outputs import temporary_folder
+from DiffusionFMLib.io.outputs import child_process, temporary_folder
 
 POLL_SECONDS: Final = 0.1
 """How often a running conversion asks whether it was cancelled."""
@@ -45,18 +45,6 @@ class Series:
     def stem(self) -> str:
         """Name for output files, without anything that could name the patient."""
         return f"series-{self.number}"
-
-
-def list_series(folder: Path, report: Report | None = None) -> list[Series]:
-    """The diffusion series in a DICOM folder, so that a person can choose; their images are gone again.
-
-    Raises
-    ------
-    InputError
-        If the folder holds no DICOM.
-    """
-    with temporary_folder() as temporary:
-        return _convert(folder, temporary, report or SilentReport())
 
 
 @contextmanager
@@ -99,24 +87,15 @@ def converted(folder: Path, number: str, report: Report) -> Iterator[Series]:
 def _convert(folder: Path, out: Path, report: Report) -> list[Series]:
     # named by number only: a description could hold the patient's name
     names = ("-f", "%s", "-b", "y", "-ba", "y", "-z", "n", "-w", "2")
+    command = [_program(), *names, "-o", str(out), str(folder.absolute())]
     with (out / "log.txt").open("w+", encoding="utf-8", errors="replace") as log:
-        process = subprocess.Popen(
-            [_program(), *names, "-o", str(out), str(folder.absolute())],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-        try:
+        with child_process(command, log) as process:
             while True:
                 try:
                     process.wait(POLL_SECONDS)
                     break
                 except subprocess.TimeoutExpired:
                     report.check()
-        finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
         log.seek(0)
         text = log.read()
     images = sorted(out.glob("*.nii"))

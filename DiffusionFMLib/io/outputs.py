@@ -7,12 +7,13 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import nibabel as nib
 import numpy as np
@@ -31,6 +32,7 @@ STALE_AFTER: Final = 600.0
 """Seconds without a change after which a half-written file is nobody's."""
 
 _temporaries: set[Path] = set()
+_processes: set[subprocess.Popen[bytes]] = set()
 
 
 # --- whole files or none -----------------------------------------------------------------------------------
@@ -74,8 +76,25 @@ def temporary_folder() -> Iterator[Path]:
         _temporaries.discard(folder)
 
 
+@contextmanager
+def child_process(command: Sequence[str], log: IO[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A program that writes into a log; it is killed at the end of the block, also when ours has to end at once."""
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+    _processes.add(process)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        _processes.discard(process)
+
+
 def discard_temporaries() -> None:
-    """Remove what is half-written, and temporary folders, for a process that has to end at once."""
+    """Kill child processes, then remove what is half-written and temporary folders: this process has to end at once."""
+    for process in list(_processes):
+        process.kill()
+        process.wait()
     for temporary in list(_temporaries):
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)

@@ -52,7 +52,10 @@ class CollapsibleButton(QtWidgets.QWidget):
         if collapsed:
             self._shown = {child for child in self._content() if not child.isHidden()}
         for child in self._shown:
-            child.setVisible(not collapsed)
+            if collapsed:
+                self._hide(child)
+            else:
+                child.show()
         self._hiding = False
         QtWidgets.QWidget.setMaximumHeight(self, HEADER if collapsed else UNLIMITED)
         self.updateGeometry()
@@ -79,21 +82,35 @@ class CollapsibleButton(QtWidgets.QWidget):
             event.child().installEventFilter(self)
             if self._collapsed:
                 self._shown.add(event.child())
-                event.child().hide()
+                self._hiding = True
+                self._hide(event.child())
+                self._hiding = False
         if event.removed():
             self._shown.discard(event.child())
 
     def eventFilter(self, child: QtCore.QObject, event: QtCore.QEvent) -> bool:
-        """Remember what a module shows while folded, for when it unfolds; called by Qt."""
-        if event.type() == QtCore.QEvent.Type.ShowToParent and self._collapsed and not self._hiding:
+        """Remember what a module shows or hides while folded, for when it unfolds; called by Qt."""
+        if not self._collapsed or self._hiding:
+            return False
+        if event.type() == QtCore.QEvent.Type.ShowToParent:
             self._shown.add(child)
             QtCore.QTimer.singleShot(0, self, self._hideAgain)
+        elif event.type() == QtCore.QEvent.Type.HideToParent:
+            self._shown.discard(child)
         return False
 
     def _hideAgain(self) -> None:
         if self._collapsed:
+            self._hiding = True
             for child in self._shown:
-                child.hide()
+                self._hide(child)
+            self._hiding = False
+
+    @staticmethod
+    def _hide(child: QtWidgets.QWidget) -> None:
+        child.hide()
+        # else Qt would not tell when a module hides what is hidden already
+        child.setAttribute(QtCore.Qt.WidgetAttribute.WA_WState_ExplicitShowHide, False)
 
     def paintEvent(self, event: QtGui.QPaintEvent) -> None:
         """Draw the header; called by Qt."""

@@ -34,6 +34,7 @@ __all__ = [
     "closeScene",
     "hasUsableDisplay",
     "loadModule",
+    "logTo",
     "mainWindow",
     "run",
     "screenshot",
@@ -54,6 +55,7 @@ _STANDINS = {
 class _Host:
     app: Any = None
     window: Any = None
+    log: str = ""
 
 
 def start(*, testing: bool = False, display: bool | None = None) -> Any:
@@ -92,6 +94,7 @@ def start(*, testing: bool = False, display: bool | None = None) -> Any:
     slicer.moduleNames = types.SimpleNamespace()
     sys.modules["slicer.modules"] = slicer.modules
     _Host.app = slicer.app = Application(sys.argv[:1], testing)
+    logTo(Path(_Host.app.temporaryPath) / "vtk.log")
     look.apply(_Host.app)
     for name, module in _Host.app.scene.modules.items():
         setattr(slicer.modules, name.lower(), module)
@@ -106,6 +109,21 @@ def start(*, testing: bool = False, display: bool | None = None) -> Any:
         sys.modules[f"slicer.{name}"] = found
         setattr(slicer, name, found)
     return _Host.app
+
+
+def logTo(path: str | Path) -> None:
+    """Write VTK's and MRML's messages to a file, as Slicer does.
+
+    They would drown the console: the 2D model pipeline complains at each rendering of directly coloured lines, the
+    glyphs' at each change of the slice. Until this is called they go to a file that ends with the host.
+    """
+    import vtk
+
+    if _Host.log:
+        vtk.vtkLogger.EndLogToFile(_Host.log)
+    _Host.log = str(path)
+    vtk.vtkLogger.SetStderrVerbosity(vtk.vtkLogger.VERBOSITY_OFF)
+    vtk.vtkLogger.LogToFile(_Host.log, vtk.vtkLogger.TRUNCATE, vtk.vtkLogger.VERBOSITY_WARNING)
 
 
 def application() -> Any:

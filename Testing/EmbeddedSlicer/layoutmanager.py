@@ -42,7 +42,7 @@ class LayoutManager(QtCore.QObject):
         self._observers = Observers(self)
         self._observers.add(self._node, vtk.vtkCommand.ModifiedEvent, self._update)
         self._observers.add(scene.mrml, scene.mrml.EndCloseEvent, self._update)
-        self._observers.add(scene.mrml, scene.mrml.EndImportEvent, self._imported)
+        self._observers.add(scene.mrml, scene.mrml.EndImportEvent, self._update)
         if self._node.GetViewArrangement() == 0:
             self._node.SetViewArrangement(slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView)
         self._update()
@@ -141,12 +141,6 @@ class LayoutManager(QtCore.QObject):
             widget.show()
         self._root.show()
         self.layoutChanged.emit(number)
-
-    def _imported(self, *_: Any) -> None:
-        self._update()
-        # what cuts models with the slices slept while the scene came in, and holds on to the slices' former planes
-        for widget in self._widgets.values():
-            widget.view.node.Modified()
 
     def _build(self, element: ElementTree.Element) -> QtWidgets.QWidget:
         if element.tag == "view":

@@ -9,6 +9,9 @@ from PySide6 import QtCore, QtGui
 
 _SIDES = ("R", "L"), ("A", "P"), ("S", "I")
 
+LETTER_ROOM = 14
+"""Half the width that a letter needs at an edge, pixels."""
+
 
 def placeText(sliceNode: Any) -> str:
     """How far a slice lies from the origin, and to which side of the patient, as ``"L 12.5 mm"``.
@@ -40,9 +43,14 @@ def drawSliceText(painter: QtGui.QPainter, area: QtCore.QRect, view: Any) -> Non
     painter.setFont(font)
     area = area.adjusted(6, 4, -6, -4)
     align = QtCore.Qt.AlignmentFlag
+    metrics = painter.fontMetrics()
+    shown = [metrics.elidedText(line, QtCore.Qt.TextElideMode.ElideMiddle, area.width()) for line in shown]
     _drawText(painter, area, align.AlignLeft | align.AlignBottom, "\n".join(shown))
     if composite is None or not shown:
         return
+    reach = max(metrics.horizontalAdvance(line) for line in shown)
+    # a name that reaches the middle would run into the lower letter
+    lifted = metrics.lineSpacing() * len(shown) if reach > area.width() / 2 - LETTER_ROOM else 0
     matrix = view.node.GetSliceToRAS()
     right = np.array([matrix.GetElement(i, 0) for i in range(3)])
     up = np.array([matrix.GetElement(i, 1) for i in range(3)])
@@ -54,7 +62,7 @@ def drawSliceText(painter: QtGui.QPainter, area: QtCore.QRect, view: Any) -> Non
     _drawText(painter, high, align.AlignLeft | align.AlignTop, sideOf(-right))
     _drawText(painter, high, align.AlignRight | align.AlignTop, sideOf(right))
     _drawText(painter, area, align.AlignHCenter | align.AlignTop, sideOf(up))
-    _drawText(painter, area, align.AlignHCenter | align.AlignBottom, sideOf(-up))
+    _drawText(painter, area.adjusted(0, 0, 0, -lifted), align.AlignHCenter | align.AlignBottom, sideOf(-up))
 
 
 def _layers(view: Any) -> list[str]:

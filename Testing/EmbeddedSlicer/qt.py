@@ -193,14 +193,12 @@ def _file_dialog() -> type:
     return made
 
 
-def _ui_loader() -> type:
-    # the loader makes widgets of this module, so it can only be imported when that is complete
-    from EmbeddedSlicer.uiloader import UiLoader
-
-    return UiLoader
+def provide(name: str, kind: type) -> None:
+    """Let an own class stand for one of Qt's; for modules that are built on this one."""
+    globals()[name] = kind
 
 
-_SPECIAL = {"QFileDialog": _file_dialog, "QUiLoader": _ui_loader}
+_SPECIAL = {"QFileDialog": _file_dialog}
 Signal, Slot, Property = QtCore.Signal, QtCore.Slot, QtCore.Property
 
 

@@ -35,7 +35,7 @@ QSplitter::handle { background: #17181a; }
 QScrollArea { border: 0; }
 #moduleTitle { font-size: 15px; font-weight: bold; padding: 8px 10px; background: #222427; }
 #DataProbeCollapsibleWidget { background: #222427; }
-#DataProbeCollapsibleWidget QLabel { color: #c9ccd1; }
+#DataProbeCollapsibleWidget QLabel { color: #e6e6e6; background: transparent; }
 """
 
 

@@ -79,6 +79,9 @@ class UiLoader(QtUiTools.QUiLoader):
         return made
 
 
+qt.provide("QUiLoader", UiLoader)
+
+
 def _enumerationsToText(widget: ElementTree.Element) -> None:
     for value in [v for p in widget.findall("property") for v in p if v.tag in ("enum", "set")]:
         if "::" in (value.text or "") and not (value.text or "").startswith(("Qt::", "Q")):

@@ -61,6 +61,7 @@ class View:
 
     def __init__(self, factory: Any, managers: tuple[str, ...], applicationLogic: Any) -> None:
         self.onRenderRequest: Callable[[], None] | None = None
+        self._observations: list[tuple[Any, int]] = []
         self.renderWindow = vtk.vtkRenderWindow()
         self.renderWindow.SetOffScreenRendering(1)
         self.renderWindow.SetShowWindow(False)
@@ -112,8 +113,14 @@ class View:
         self.renderWindow.GetPixelData(0, 0, width - 1, height - 1, 0, pixels, 0)
         return np.ascontiguousarray(vtk_to_numpy(pixels).reshape(height, width, 3)[::-1])
 
+    def _observe(self, event: int, callback: Callable[..., None]) -> None:
+        scene = self.node.GetScene()
+        self._observations.append((scene, scene.AddObserver(event, callback)))
+
     def close(self) -> None:
         """Let go of the scene and of the graphics memory."""
+        for scene, tag in self._observations:
+            scene.RemoveObserver(tag)
         self.onRenderRequest = None
         self.style.SetInteractor(None)
         self.group.SetMRMLDisplayableNode(None)
@@ -154,7 +161,13 @@ class SliceView(View):
         self.interactor.SetInteractorStyle(vtk.vtkInteractorStyleUser())
         self._start(node, style)
         self.logic.AddObserver(vtk.vtkCommand.ModifiedEvent, self._showImage)
+        self._observe(node.GetScene().EndImportEvent, self._renewModels)
         self._showImage()
+
+    def _renewModels(self, *_: Any) -> None:
+        # The model manager keeps its own copy of the slice's plane, and sleeps while a scene is read: without a
+        # word from the node it goes on cutting models by the plane from before.
+        self.node.Modified()
 
     def _showImage(self, *_: Any) -> None:
         image = self.logic.GetImageDataConnection()
@@ -197,19 +210,30 @@ class ThreeDView(View):
         applicationLogic.GetViewLogics().AddItem(self.logic)
         self.logic.SetName(node.GetLayoutName())
         self.logic.SetMRMLScene(node.GetScene())
-        node.SetBackgroundColor(*DARK[0])
-        node.SetBackgroundColor2(*DARK[1])
-        node.SetBoxVisible(False)
-        node.SetAxisLabelsVisible(False)
         # lines without it are ragged, and multisampling costs too much on a CPU
         self.renderer.SetUseFXAA(True)
         self.interactor.SetInteractorStyle(vtk.vtkInteractorStyle3D())
         self._start(node, slicer.vtkMRMLThreeDViewInteractorStyle())
+        self._dress()
+        self._observe(node.GetScene().EndCloseEvent, self._dress)
+
+    def _dress(self, *_: Any) -> None:
+        # closing a scene gives its view nodes Slicer's own colours and box again
+        self.node.SetBackgroundColor(*DARK[0])
+        self.node.SetBackgroundColor2(*DARK[1])
+        self.node.SetBoxVisible(False)
+        self.node.SetAxisLabelsVisible(False)
 
     @property
     def cameraNode(self) -> Any:
         """The view's camera."""
         return self.group.GetDisplayableManagerByClassName("vtkMRMLCameraDisplayableManager").GetCameraNode()
+
+    def grab(self) -> np.ndarray[Any, Any]:
+        """Render; see `View.grab`."""
+        # a camera that was read with a scene knows nothing of how far its models reach, and would cut them
+        self.renderer.ResetCameraClippingRange()
+        return super().grab()
 
     def fit(self) -> None:
         """Centre the camera on what is visible, keeping its direction."""

@@ -11,8 +11,8 @@ from DiffusionFMSlicer.scene.colors import colorNode
 from DiffusionFMSlicer.scene.geometry import imageArray
 
 AUTO_PERCENTILES = (1.0, 99.5)
-GLYPH_SCALE = 50.0
-"""Makes white matter's longest axis about 3 mm."""
+GLYPH_SCALE = 100.0
+"""Makes white matter's longest axis about 6 mm: at the zoom that shows the whole head, glyphs nearly touch."""
 
 GLYPH_SPACING = 14
 """A glyph at every so many slice pixels."""
@@ -84,6 +84,15 @@ def setThreshold(node: Any, part: float) -> None:
     low, high = display.GetWindowLevelMin(), display.GetWindowLevelMax()
     display.SetThreshold(low + part * (high - low), max(display.GetUpperThreshold(), 1e6))
     display.SetApplyThreshold(part > 0)
+
+
+def threshold(node: Any) -> float:
+    """The part, 0..1, of its window below which a map is hidden."""
+    display = node.GetDisplayNode()
+    if not display.IsA("vtkMRMLScalarVolumeDisplayNode") or not display.GetApplyThreshold():
+        return 0.0
+    low, high = display.GetWindowLevelMin(), display.GetWindowLevelMax()
+    return min(max((display.GetLowerThreshold() - low) / (high - low), 0.0), 1.0) if high > low else 0.0
 
 
 def addLegend(node: Any, title: str, high: float) -> None:

@@ -15,6 +15,9 @@ from vtk.util.numpy_support import numpy_to_vtk, numpy_to_vtkIdTypeArray
 TUBE_COUNT = 1500
 """Streamlines shown as tubes at most: tubes of ten thousand turn slowly."""
 
+SLICE_POINT, SLICE_OPACITY = 2, 0.6
+"""Size, pixels, and opacity of the points where streamlines cross a slice: the map has to stay readable below."""
+
 TUBE_RADIUS = 0.4
 TUBE_SIDES = 6
 
@@ -84,9 +87,8 @@ def setTracts(node: Any, data: vtk.vtkPolyData) -> None:
     display.SetLineWidth(1.5)
     display.SetLighting(False)
     display.SetVisibility2D(True)
-    # points, not squares, and the anatomy is seen between them
-    display.SetSliceIntersectionThickness(2)
-    display.SetSliceIntersectionOpacity(0.7)
+    display.SetSliceIntersectionThickness(SLICE_POINT)
+    display.SetSliceIntersectionOpacity(SLICE_OPACITY)
     display.SetSliceDisplayModeToIntersection()
 
 

@@ -48,8 +48,9 @@ def showVolume(node: Any) -> None:
             composite.SetLabelOpacity(0.5)
         else:
             composite.SetBackgroundVolumeID(node.GetID())
-            # an overlay of the same volume would only dim it
-            if composite.GetForegroundVolumeID() == node.GetID():
+            # an overlay of the same volume would only dim it, and one of colours would mix with the map's own
+            over = composite.GetForegroundVolumeID()
+            if over and (over == node.GetID() or node.IsA("vtkMRMLVectorVolumeNode")):
                 composite.SetForegroundVolumeID(None)
     refreshLegends()
 
@@ -88,6 +89,25 @@ def overlayNode() -> Any:
         if composite.GetForegroundVolumeID():
             return slicer.mrmlScene.GetNodeByID(composite.GetForegroundVolumeID())
     return None
+
+
+def overlayOpacity() -> float | None:
+    """Opacity of the overlay in the first slice view that has one, or None."""
+    for composite in compositeNodes():
+        if composite.GetForegroundVolumeID():
+            return composite.GetForegroundOpacity()
+    return None
+
+
+def showAxes() -> None:
+    """Show Slicer's axes in the 3D views: red right-left, green front-back, blue up-down.
+
+    They are the key of the tracts' colours. A marker that the user chose stays.
+    """
+    for node in slicer.util.getNodesByClass("vtkMRMLViewNode"):
+        if node.GetOrientationMarkerType() == node.OrientationMarkerTypeNone:
+            node.SetOrientationMarkerType(node.OrientationMarkerTypeAxes)
+            node.SetOrientationMarkerSize(node.OrientationMarkerSizeMedium)
 
 
 def centreOfMass(volume: Any) -> NDArray[Any]:
@@ -130,13 +150,6 @@ def aimCameras(centre: NDArray[Any], radius: float) -> None:
         camera.SetPosition(*(float(x) for x in centre + direction * distance))
         camera.SetViewUp(0, 0, 1)
         node.ResetClippingRange()
-
-
-def showAxes() -> None:
-    """Axes in the corner of each 3D view that has no marker: red, green and blue as the directions' colours."""
-    for node in slicer.util.getNodesByClass("vtkMRMLViewNode"):
-        if node.GetOrientationMarkerType() == node.OrientationMarkerTypeNone:
-            node.SetOrientationMarkerType(node.OrientationMarkerTypeAxes)
 
 
 def layoutNode() -> Any:

@@ -1,0 +1,74 @@
+"""What every job does with files: reads its scan, and announces what it wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from DiffusionFMLib.errors import SettingsError
+from DiffusionFMLib.events import Artifact
+from DiffusionFMLib.reporting import JobReport
+from DiffusionFMLib.session import Session
+from DiffusionFMLib.settings import ScanSettings
+
+if TYPE_CHECKING:
+    from DiffusionFMLib.acquisition import Acquisition
+    from DiffusionFMLib.maps import ParameterMap
+
+READ, WRITE = "Reading", "Writing"
+"""Titles of the stages that jobs share."""
+
+
+def read_scan(settings: ScanSettings, report: JobReport, session: Session) -> Acquisition:
+    """Read the scan of a job's settings, by way of the session that may still hold it.
+
+    Raises
+    ------
+    DiffusionFMError
+        If none was given, or it cannot be read.
+    """
+    report.enter(READ)
+    if not settings.dwi:
+        msg = "No diffusion scan was given."
+        raise SettingsError(msg, "Name a NIfTI or NRRD file, or a DICOM folder.")
+    if settings.t1w:
+        from DiffusionFMLib.io import read_image
+
+        image = read_image(Path(settings.t1w), report)
+        report.warning("t1w-unused", f"{image.name} was read, but no model of this version uses a T1w image.")
+    return session.read(settings, report)
+
+
+def announce_file(report: JobReport, path: Path, role: str, name: str) -> None:
+    """Tell of a file that was written."""
+    report.artifact(Artifact(report.id, str(path), role, name))
+
+
+def announce_map(report: JobReport, map: ParameterMap, path: Path, arrays: Path | None) -> None:
+    """Tell of a map that was written, with a raw copy in `arrays` where a viewer wants one."""
+    spec = map.spec
+    copy = None
+    if arrays is not None:
+        # Slicer's arrays run k, j, i
+        copy = save_array(arrays / f"{path.name.removesuffix('.nii.gz')}.npy", np.swapaxes(map.data, 0, 2))
+    window = spec.window if spec.window[1] > spec.window[0] else None
+    affine = map.affine.tolist()
+    report.artifact(
+        Artifact(report.id, str(path), "map", spec.name, spec.title, spec.unit, window, spec.colors, copy, affine)
+    )
+
+
+def save_array(path: Path, array: NDArray[Any]) -> str:
+    """Write a raw float32 copy of an array; returns its path."""
+    from DiffusionFMLib.io import outputs
+
+    with outputs.replacing(path) as temporary, temporary.open("wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": array.shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        # plane by plane: a scan's copy in this order would take its memory again
+        for plane in array:
+            file.write(np.ascontiguousarray(plane, "<f4").data)
+    return str(path)
