@@ -116,7 +116,7 @@ def test_voxels_without_signal_are_zero_and_say_so(method):
     status = fitted.maps["status"].data
     assert (status[:5, 0, 0] == FitStatus.DEGENERATE).all()
     assert status[5, 0, 0] == FitStatus.OUTSIDE
-    assert fitted.status_counts()["degenerate"] == 5
+    assert (status == FitStatus.DEGENERATE).sum() == 5
     for name, parameter_map in fitted.maps.items():
         assert np.isfinite(parameter_map.data).all(), name
         if name != "status":
