@@ -22,7 +22,7 @@ help:
 	@echo "make demo              the main job on a simulated scan: maps and tracts in the viewers, files in demo/"
 	@echo "make demo DWI=path     the same on your scan"
 	@echo "make test              all tests"
-	@echo "make bench             speed and memory beside DIPY, to build/bench.json"
+	@echo "make bench             speed, memory and error beside the peers that are installed; build/bench.json"
 	@echo "make lint              ruff and mypy"
 	@echo "make install           only the environment, in $(VENV)/"
 	@echo "make clean             remove what was built; $(VENV)/ and demo/ stay"
@@ -45,7 +45,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV)/. torch alone is a download of 0.2 GB as CPU build, but of several GB as the CUDA build"
 	@echo "that pip takes by default on Linux. PIP_ARGS chooses another index; the torch site names the one for CPU builds."
 	@echo "It says nothing for some minutes; PIP_ARGS=-vv shows what it does."
-	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt --editable '.[viewer,test]'
+	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt --editable '.[viewer,test,fast]'
 	@touch $@
 
 demo: $(INSTALLED)
@@ -56,6 +56,7 @@ test: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(VENV_PYTHON) Testing/Benchmarks/run.py
+	$(VENV_PYTHON) Testing/Benchmarks/noddi.py
 
 lint: $(INSTALLED)
 	@failed=0; \

@@ -27,6 +27,8 @@ LABELS = {
     "wls": "weighted least squares",
     "ols": "ordinary least squares",
     "nlls": "nonlinear least squares",
+    "constrained": "constrained least squares",
+    "map": "maximum a posteriori",
     "auto": "automatic",
     "cpu": "CPU",
     "cuda": "GPU (CUDA)",
