@@ -116,7 +116,7 @@ def fit(
         _run_on_gpu(run, device, settings.memory_mib, report)
     else:
         run.all_tiles(device, run.tile_size(device, settings.memory_mib), report)
-    return output.finish(acquisition, _provenance(acquisition, model, settings, options))
+    return output.finish(acquisition, {**_provenance(acquisition, model, settings, options), **run.facts})
 
 
 class Output:
@@ -182,6 +182,7 @@ class TileFit:
         self.voxels, self.output = voxels, output
         self.dtype = torch.float64 if options.double else torch.float32
         self.b0_rows = torch.as_tensor(np.flatnonzero(gtab.b0_mask))
+        self.facts: dict[str, Any] = {}
         self._plans: dict[torch.device, Plan] = {}
 
     def plan(self, device: torch.device) -> Plan:
@@ -198,6 +199,7 @@ class TileFit:
         """Fit all voxels on a device, in tiles of this size."""
         ready = self.plan(device)
         ready.calibrate(self.voxels.sample(SAMPLE).to(device, self.dtype))
+        self.facts = ready.facts()
 
         def make_worker() -> Callable[[int], None]:
             estimator = ready.estimator(size)
@@ -260,18 +262,12 @@ def _provenance(
     acquisition: Acquisition, model: SignalModel, settings: FitSettings, options: FitOptions
 ) -> dict[str, Any]:
     gtab = acquisition.gtab
-    facts: dict[str, Any] = {
+    return {
         "model": model.title,
         "citation": model.citation,
         "method": settings.method,
         "shells": [{"bval": round(shell.bval, 1), "volumes": len(shell)} for shell in gtab.shells],
         "b0_volumes": int(gtab.b0_mask.sum()),
-        "min_signal": options.min_signal,
         "precision": "float64" if options.double else "float32",
         "notes": [*acquisition.notes, *gtab.notes],
     }
-    if settings.method != "ols":
-        facts["reweightings"] = settings.reweightings
-    if settings.method == "nlls":
-        facts["max_iterations"] = options.max_iterations
-    return facts

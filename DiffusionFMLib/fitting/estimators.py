@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ MIN_SIGNAL: Final = 1e-4
 MAX_RESIDUAL: Final = 1e6
 """Residuals are cut off here, where S0 is next to nothing."""
 
-WORKING_ARRAYS: Final = {"ols": 5, "wls": 5, "nlls": 12, "constrained": 7}
+WORKING_ARRAYS: Final = {"ols": 5, "wls": 5, "nlls": 18, "constrained": 7}
 """Arrays as large as a tile's signal that a method of log-linear models holds at once."""
 
 CONSTRAINT_ARRAYS: Final = 6
@@ -102,6 +102,10 @@ class Plan(ABC):
         """Learn what a fit has to know of the scan from typical voxels, shape (N, V)."""
 
     @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """What decides the estimate beside the settings' method, for provenance; plain JSON types."""
+
+    @abstractmethod
     def estimator(self, voxels: int) -> Estimator:
         """Make one, with buffers for tiles of this many voxels; one for each thread."""
 
@@ -133,12 +137,22 @@ class LogLinearPlan(Plan):
         """See `Plan`."""
         volumes, unknowns = self._shape
         method = self.settings.method
-        systems = {"nlls": 12, "constrained": 2}.get(method, 1)
+        systems = {"nlls": 3, "constrained": 2}.get(method, 1)
         constraints = 0 if self.constraints is None else CONSTRAINT_ARRAYS * len(self.constraints.rows)
         return WORKING_ARRAYS[method] * volumes + systems * PackedSolver.rows(unknowns) + constraints + MAP_ROWS
 
     def calibrate(self, sample: Tensor) -> None:
         """See `Plan`: there is nothing to learn."""
+
+    def facts(self) -> dict[str, Any]:
+        """See `Plan`."""
+        method = self.settings.method
+        facts: dict[str, Any] = {"min_signal": self.options.min_signal}
+        if method != "ols":
+            facts["reweightings"] = self.settings.reweightings
+        if method == "nlls":
+            facts["max_iterations"] = self.options.max_iterations
+        return facts
 
     def estimator(self, voxels: int) -> Estimator:
         """See `Plan`."""

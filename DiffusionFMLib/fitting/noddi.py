@@ -9,7 +9,7 @@ Two implementations of the same steps: batched torch for every device, and one c
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -72,6 +72,17 @@ class NoddiPlan(Plan):
             # of a chi-squared distribution the median, because some voxels hold what no model explains
             typical = float((left / expected).median()) / chi2.median(freedom)
             self.sigma = math.sqrt(typical)
+
+    def facts(self) -> dict[str, Any]:
+        """See `Plan`."""
+        if not self.sigma:
+            return {"max_iterations": MAX_ITERATIONS}
+        names = ("ndi", "odi", "fwf")
+        return {
+            "max_iterations": MAX_ITERATIONS,
+            "noise_sigma": float(f"{self.sigma:.4g}"),
+            "prior_exponents": {name: list(exponents) for name, exponents in zip(names, PRIOR, strict=True)},
+        }
 
     def estimator(self, voxels: int) -> NoddiEstimator:
         """See `Plan`."""
