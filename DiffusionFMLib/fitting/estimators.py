@@ -24,7 +24,7 @@ MIN_SIGNAL: Final = 1e-4
 MAX_RESIDUAL: Final = 1e6
 """Residuals are cut off here, where S0 is next to nothing."""
 
-WORKING_ARRAYS: Final = {"ols": 5, "wls": 5, "nlls": 18, "constrained": 7}
+WORKING_ARRAYS: Final = {"ols": 5, "wls": 5, "nlls": 12, "constrained": 7}
 """Arrays as large as a tile's signal that a method of log-linear models holds at once."""
 
 CONSTRAINT_ARRAYS: Final = 6
@@ -137,7 +137,7 @@ class LogLinearPlan(Plan):
         """See `Plan`."""
         volumes, unknowns = self._shape
         method = self.settings.method
-        systems = {"nlls": 3, "constrained": 2}.get(method, 1)
+        systems = {"nlls": 12, "constrained": 2}.get(method, 1)
         constraints = 0 if self.constraints is None else CONSTRAINT_ARRAYS * len(self.constraints.rows)
         return WORKING_ARRAYS[method] * volumes + systems * PackedSolver.rows(unknowns) + constraints + MAP_ROWS
 
