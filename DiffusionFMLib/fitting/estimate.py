@@ -29,7 +29,7 @@ MAX_LOG_S0: Final = 80.0
 MAX_PARAMETER: Final = 1e3
 """No signal of a scanner gives a larger parameter (diffusivities in um2/ms); what does is noise in the solution."""
 
-SAMPLE: Final = 4096
+SAMPLE: Final = 1024
 """Voxels that a plan is calibrated on."""
 
 DEFAULTS: Final = FitOptions()

@@ -29,7 +29,7 @@ from DiffusionFMLib.physics.noise import RicianNoise
 from DiffusionFMLib.physics.tensor_algebra import principal_axis
 from DiffusionFMLib.settings import FitSettings
 
-SIGMA_STEPS: Final = 3
+SIGMA_STEPS: Final = 2
 MIN_FREEDOM: Final = 3
 MIN_SAMPLE: Final = 50
 """The noise level is found in so many steps, if so many volumes beyond the unknowns and so many voxels are there."""
