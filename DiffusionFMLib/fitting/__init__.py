@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
+from DiffusionFMLib.fitting.contract import MIN_SIGNAL, FitOptions
 from DiffusionFMLib.fitting.estimate import Fit, fit
-from DiffusionFMLib.fitting.estimators import MIN_SIGNAL, FitOptions
 
 __all__ = ["MIN_SIGNAL", "Fit", "FitOptions", "fit"]

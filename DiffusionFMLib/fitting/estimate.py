@@ -15,8 +15,9 @@ from torch import Tensor
 from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.errors import InputError, ProtocolError
 from DiffusionFMLib.events import Report
+from DiffusionFMLib.fitting.contract import Estimator, FitOptions, Plan
 from DiffusionFMLib.fitting.device import choose_device
-from DiffusionFMLib.fitting.estimators import Estimator, FitOptions, Plan, plan
+from DiffusionFMLib.fitting.estimators import plan
 from DiffusionFMLib.fitting.tiles import MIN_TILE, Voxels, for_each_tile, tile_size
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.maps import RESIDUAL, STATUS, FitStatus, ParameterMap

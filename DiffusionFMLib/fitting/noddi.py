@@ -18,7 +18,7 @@ from scipy.stats import chi2
 from torch import Tensor
 
 from DiffusionFMLib.fitting import fused
-from DiffusionFMLib.fitting.estimators import MAX_RESIDUAL, Estimator, FitOptions, Plan, Solution
+from DiffusionFMLib.fitting.contract import MAX_RESIDUAL, Estimator, FitOptions, Plan, Solution
 from DiffusionFMLib.fitting.least_squares import LeastSquares, Problem
 from DiffusionFMLib.fitting.noddi_search import HIGH, LOW, MAX_ITERATIONS, PRIOR, STARTS, TOLERANCE, UNKNOWNS, Search
 from DiffusionFMLib.fitting.noddi_signal import FLOOR_END, Protocol, signal_parts, with_floor

@@ -1,0 +1,91 @@
+"""What fits one tile of voxels, whatever the model: the contract between estimators and the loop over tiles."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Final
+
+from torch import Tensor
+
+MIN_SIGNAL: Final = 1e-4
+"""Signals are raised to this before their logarithm is taken, as DIPY does (its MIN_POSITIVE_SIGNAL)."""
+
+MAX_RESIDUAL: Final = 1e6
+"""Residuals are cut off here, where S0 is next to nothing."""
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """What people have no reason to change, and tests do.
+
+    Parameters
+    ----------
+    min_signal : float
+        In the scan's unit; see `MIN_SIGNAL`.
+    max_iterations : int
+        Of the nonlinear fit.
+    double : bool
+        Compute in float64; maps are float32 all the same.
+    """
+
+    min_signal: float = MIN_SIGNAL
+    max_iterations: int = 30
+    double: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """A tile's fit.
+
+    Parameters
+    ----------
+    theta : Tensor, shape (P, V)
+        Model parameters; the last is ln S0 in every model.
+    converged : Tensor, shape (V,), bool, or None
+        None where nothing is iterated.
+    """
+
+    theta: Tensor
+    converged: Tensor | None = None
+
+
+class Estimator(ABC):
+    """Fits one tile of voxels after another, with buffers that are made once.
+
+    Attributes
+    ----------
+    signal : Tensor, shape (N, V)
+        For the caller to fill before `solve`, which leaves it as it is.
+    """
+
+    signal: Tensor
+
+    @abstractmethod
+    def solve(self) -> Solution:
+        """Fit the tile in `signal`. Voxels without a usable signal may come out as anything, NaN too."""
+
+    @abstractmethod
+    def residual(self, theta: Tensor) -> Tensor:
+        """Root mean square of measured minus fitted signal over S0 of parameters (P, V), shape (V,)."""
+
+
+class Plan(ABC):
+    """An estimator made ready for one protocol, before it is known how large tiles are."""
+
+    @property
+    @abstractmethod
+    def rows(self) -> int:
+        """Numbers of working memory that each voxel of a tile takes."""
+
+    @abstractmethod
+    def calibrate(self, sample: Tensor) -> None:
+        """Learn what a fit has to know of the scan from typical voxels, shape (N, V)."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """What decides the estimate beside the settings' method, for provenance; plain JSON types."""
+
+    @abstractmethod
+    def estimator(self, voxels: int) -> Estimator:
+        """Make one, with buffers for tiles of this many voxels; one for each thread."""

@@ -1,0 +1,112 @@
+"""Least squares of models whose log signal is linear: ordinary, weighted, nonlinear and constrained."""
+
+from __future__ import annotations
+
+from functools import cached_property, partial
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from DiffusionFMLib.fitting.cholesky import PackedSolver
+from DiffusionFMLib.fitting.constrained import ConstrainedLeastSquares, Constraints
+from DiffusionFMLib.fitting.contract import MAX_RESIDUAL, Estimator, FitOptions, Plan, Solution
+from DiffusionFMLib.fitting.least_squares import LeastSquares, Problem
+from DiffusionFMLib.gradients import GradientTable
+from DiffusionFMLib.physics import LogLinearModel
+from DiffusionFMLib.settings import FitSettings
+
+WORKING_ARRAYS: Final = {"ols": 5, "wls": 5, "nlls": 12, "constrained": 7}
+"""Arrays as large as a tile's signal that a method holds at once."""
+
+CONSTRAINT_ARRAYS: Final = 6
+"""Numbers a voxel that each constraint takes."""
+
+MAP_ROWS: Final = 200
+"""Numbers a voxel that maps take while they are made."""
+
+
+class LogLinearPlan(Plan):
+    """Least squares of models whose log signal is linear; see `estimators.plan`."""
+
+    def __init__(
+        self, model: LogLinearModel, gtab: GradientTable, settings: FitSettings, options: FitOptions,
+        device: torch.device, dtype: torch.dtype,
+    ) -> None:  # fmt: skip
+        self.settings, self.options = settings, options
+        self._model = model
+        self._shape = len(gtab), len(model.parameters)
+        self._make_problem = partial(Problem.of, model, gtab, device, dtype)
+
+    @cached_property
+    def problem(self) -> Problem:
+        """The design on the device."""
+        return self._make_problem()
+
+    @cached_property
+    def constraints(self) -> Constraints | None:
+        """The model's constraints on the device; None when the method heeds none."""
+        return Constraints.of(self._model, self.problem.design) if self.settings.method == "constrained" else None
+
+    @property
+    def rows(self) -> int:
+        """See `Plan`."""
+        volumes, unknowns = self._shape
+        method = self.settings.method
+        systems = {"nlls": 12, "constrained": 2}.get(method, 1)
+        constraints = 0 if self.constraints is None else CONSTRAINT_ARRAYS * len(self.constraints.rows)
+        return WORKING_ARRAYS[method] * volumes + systems * PackedSolver.rows(unknowns) + constraints + MAP_ROWS
+
+    def calibrate(self, sample: Tensor) -> None:
+        """See `Plan`: there is nothing to learn."""
+
+    def facts(self) -> dict[str, Any]:
+        """See `Plan`."""
+        method = self.settings.method
+        facts: dict[str, Any] = {"min_signal": self.options.min_signal}
+        if method != "ols":
+            facts["reweightings"] = self.settings.reweightings
+        if method == "nlls":
+            facts["max_iterations"] = self.options.max_iterations
+        return facts
+
+    def estimator(self, voxels: int) -> Estimator:
+        """See `Plan`."""
+        constrained = None
+        if self.constraints is not None:
+            constrained = ConstrainedLeastSquares(self.problem, self.constraints, voxels)
+        return LogLinearEstimator(LeastSquares(self.problem, voxels), constrained, self.settings, self.options)
+
+
+class LogLinearEstimator(Estimator):
+    """Ordinary, weighted, nonlinear and constrained least squares."""
+
+    def __init__(
+        self,
+        solver: LeastSquares,
+        constrained: ConstrainedLeastSquares | None,
+        settings: FitSettings,
+        options: FitOptions,
+    ) -> None:
+        self.solver, self.constrained, self.settings, self.options = solver, constrained, settings, options
+        self.signal = solver.signal
+
+    def solve(self) -> Solution:
+        """See `Estimator`."""
+        solver, method = self.solver, self.settings.method
+        log_signal = torch.clamp(self.signal, min=self.options.min_signal, out=solver.log_signal).log_()
+        if method == "ols":
+            return Solution(solver.ordinary(log_signal))
+        if self.constrained is not None:
+            return Solution(*self.constrained.solve(solver, log_signal, self.settings.reweightings))
+        theta = solver.weighted(log_signal, self.settings.reweightings)
+        if method == "nlls":
+            return Solution(*solver.nonlinear(log_signal, theta, self.options.max_iterations))
+        return Solution(theta)
+
+    def residual(self, theta: Tensor) -> Tensor:
+        """See `Estimator`; overwrites the log signal."""
+        design = self.solver.problem.design.matrix
+        attenuation = torch.mm(design[:, :-1], theta[:-1], out=self.solver.log_signal).exp_()
+        difference = attenuation.addcmul_(self.signal, (-theta[-1]).exp(), value=-1)
+        return difference.square_().mean(0).sqrt_().clamp_(max=MAX_RESIDUAL)
