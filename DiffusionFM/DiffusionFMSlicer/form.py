@@ -27,6 +27,7 @@ LABELS = {
     "wls": "weighted least squares",
     "ols": "ordinary least squares",
     "nlls": "nonlinear least squares",
+    "robust": "robust least squares",
     "constrained": "constrained least squares",
     "map": "maximum a posteriori",
     "auto": "automatic",

@@ -21,6 +21,14 @@ from DiffusionFMLib.physics import LogLinearModel
 MAX_EXPONENT = 30.0
 """Log signals are kept within +-this when weights are formed, so that their squares stay finite in float32."""
 
+ROBUST_STEPS = 10
+
+TUNING = 4.0
+"""Residuals of so many times the scatter have a quarter of their weight; without outliers hardly anything is lost."""
+
+TINY_SCATTER = 1e-5
+"""Scatter is at least this fraction of the largest signal: below is rounding."""
+
 START_DAMPING, MIN_DAMPING, MAX_DAMPING = 1e-3, 1e-9, 1e9
 
 FIRST_ITERATIONS = 6
@@ -165,6 +173,39 @@ class LeastSquares:
             residual = torch.sub(log_signal, predicted, alpha=0.5, out=predicted).mul_(weights)
             torch.mm(design.products, weights, out=solver.matrix)
             torch.mm(design.basis_t, residual, out=solver.rhs)
+            z += solver.solve()
+        return design.to_theta @ z
+
+    def robust(self, log_signal: Tensor) -> Tensor:
+        """Weighted least squares that leaves out volumes that do not fit the others: spikes, lost slices, movement.
+
+        Weights are the square of the predicted signal times Geman and McClure's function of the residual over the
+        voxel's own scatter, the median absolute deviation (as in RESTORE, Chang et al., 2005, and REKINDLE, Tax et
+        al., 2015).
+
+        Parameters
+        ----------
+        log_signal : Tensor, shape (N, V)
+
+        Returns
+        -------
+        Tensor, shape (P, V)
+            Parameters theta.
+        """
+        design, solver = self.problem.design, self._solver
+        volumes, unknowns = design.basis.shape
+        spread = 1.4826 * (volumes / max(volumes - unknowns, 1)) ** 0.5
+        z = design.basis_t @ log_signal
+        for _ in range(ROBUST_STEPS):
+            torch.mm(design.basis, z, out=self._predicted).clamp_(-MAX_EXPONENT, MAX_EXPONENT)
+            residual = log_signal - self._predicted
+            predicted = self._predicted.exp_()
+            misfit = (residual * predicted).abs_()
+            scale = (spread * TUNING * misfit.median(0).values).clamp_min(TINY_SCATTER * predicted.amax(0))
+            down = misfit.div_(scale).square_().add_(1).square_()
+            weights = torch.div(predicted.square_(), down, out=self.weights)
+            torch.mm(design.products, weights, out=solver.matrix)
+            torch.mm(design.basis_t, residual.mul_(weights), out=solver.rhs)
             z += solver.solve()
         return design.to_theta @ z
 

@@ -1,4 +1,4 @@
-"""Least squares of models whose log signal is linear: ordinary, weighted, nonlinear and constrained."""
+"""Least squares of models whose log signal is linear: ordinary, weighted, robust, nonlinear and constrained."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.physics import LogLinearModel
 from DiffusionFMLib.settings import FitSettings
 
-WORKING_ARRAYS: Final = {"ols": 5, "wls": 5, "nlls": 12, "constrained": 7}
+WORKING_ARRAYS: Final = {"ols": 5, "wls": 5, "nlls": 12, "constrained": 7, "robust": 9}
 """Arrays as large as a tile's signal that a method holds at once."""
 
 CONSTRAINT_ARRAYS: Final = 6
@@ -64,7 +64,7 @@ class LogLinearPlan(Plan):
         """See `Plan`."""
         method = self.settings.method
         facts: dict[str, Any] = {"min_signal": self.options.min_signal}
-        if method != "ols":
+        if method not in ("ols", "robust"):
             facts["reweightings"] = self.settings.reweightings
         if method == "nlls":
             facts["max_iterations"] = self.options.max_iterations
@@ -97,6 +97,8 @@ class LogLinearEstimator(Estimator):
         log_signal = torch.clamp(self.signal, min=self.options.min_signal, out=solver.log_signal).log_()
         if method == "ols":
             return Solution(solver.ordinary(log_signal))
+        if method == "robust":
+            return Solution(solver.robust(log_signal))
         if self.constrained is not None:
             return Solution(*self.constrained.solve(solver, log_signal, self.settings.reweightings))
         theta = solver.weighted(log_signal, self.settings.reweightings)
