@@ -26,6 +26,23 @@ def test_scan_alone_makes_apply_possible(driver):
     assert not driver.ui.gradientFiles.visible
 
 
+def test_choosing_a_model_chooses_its_own_method(driver):
+    driver.choose(addSmallScan())
+    models, methods = driver.ui.modelSelector, driver.ui.methodSelector
+
+    def choose(name: str) -> str:
+        models.setCurrentIndex(next(i for i in range(models.count) if models.itemData(i) == name))
+        driver.spin(0.05)
+        shown = methods.itemData(methods.currentIndex)
+        assert driver.panel.parameters.get("method") == shown
+        return shown
+
+    assert choose("noddi") == "map"
+    assert choose("dti") == "wls"
+    methods.setCurrentIndex(next(i for i in range(methods.count) if methods.itemData(i) == "robust"))
+    assert choose("dki") == "wls"
+
+
 def test_models_that_the_protocol_cannot_feed_are_grey_and_say_why(driver):
     import qt
 

@@ -131,6 +131,8 @@ class Panel:
         model = MODELS[self.parameters.get("model")]
         if self.parameters.get("method") not in model.methods:
             self.parameters.set("method", model.methods[0])
+        if name == "model":
+            # a method that was not chosen is the model's own
             self.form.show(self.parameters)
         if name == "tubes":
             self.presenter.showTubes(value)

@@ -11,7 +11,7 @@ from DiffusionFMSlicer import resultlist
 from DiffusionFMSlicer.scene import display, tracts, views
 from DiffusionFMSlicer.scene.results import NAME, RUN, SCAN, resultNodes
 
-FIRST_MAPS = ("fa", "adc")
+FIRST_MAPS = ("fa", "adc", "ndi")
 """What is shown first of a model's maps."""
 
 

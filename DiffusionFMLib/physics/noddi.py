@@ -56,7 +56,7 @@ class NODDI(SignalModel):
     )
     map_specs: ClassVar = (
         MapSpec("ndi", "NDI", "", "Neurite density index: share of the tissue's signal from inside neurites.",
-                (0.0, 1.0), "viridis"),
+                (0.0, 1.0), "inferno"),
         MapSpec("odi", "ODI", "", "Orientation dispersion index: how widely neurites fan out, 0 to 1.",
                 (0.0, 1.0), "inferno"),
         MapSpec("fwf", "FWF", "", "Free water fraction: share of the signal from free water.", (0.0, 1.0)),

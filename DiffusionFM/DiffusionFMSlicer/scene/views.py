@@ -17,7 +17,8 @@ MAPS_LAYOUT = 4801
 
 MAPS_GROUP = 48
 _MAPS_VIEWS = tuple(f"Map{i}" for i in range(1, 7))
-_MAPS_NAMES = ("fa", "md", "colorfa", "ad", "rd", "residual")
+_MAPS_NAMES = ("fa", "md", "mk", "ak", "rk", "colorfa", "ad", "rd", "adc", "ndi", "odi", "fwf", "v1", "residual")
+"""What fills our layout, the first six of those there are."""
 
 
 def compositeNodes(names: tuple[str, ...] | None = None) -> list[Any]:
