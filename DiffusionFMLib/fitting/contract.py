@@ -44,10 +44,13 @@ class Solution:
         Model parameters; the last is ln S0 in every model.
     converged : Tensor, shape (V,), bool, or None
         None where nothing is iterated.
+    maps : dict of str to Tensor, shape (V,) or (C, V), or None
+        The model's maps and ``residual``, from estimators that make them on the way.
     """
 
     theta: Tensor
     converged: Tensor | None = None
+    maps: dict[str, Tensor] | None = None
 
 
 class Estimator(ABC):

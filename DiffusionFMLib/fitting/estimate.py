@@ -212,17 +212,18 @@ class TileFit:
         signal = estimator.signal
         count = self.voxels.read(start, signal.shape[1], signal)
         solution = estimator.solve()
-        theta = solution.theta
+        theta, maps = solution.theta, solution.maps
         usable = self._usable(signal, theta)
         # most tiles have none that is not, so the test pays
         all_usable = bool(usable.all())
         if not all_usable:
             theta = torch.where(usable, theta, 0.0)
-        maps = {
-            name: values.movedim(-1, 0) if values.ndim > 1 else values
-            for name, values in self.model.maps(theta.T).items()
-        }
-        maps["residual"] = estimator.residual(theta)
+        if maps is None:
+            maps = {
+                name: values.movedim(-1, 0) if values.ndim > 1 else values
+                for name, values in self.model.maps(theta.T).items()
+            }
+            maps["residual"] = estimator.residual(theta)
         if not all_usable:
             maps = {name: torch.where(usable, values, 0.0) for name, values in maps.items()}
         status = torch.where(self.model.unphysical(theta.T), FitStatus.CLIPPED, FitStatus.OK)

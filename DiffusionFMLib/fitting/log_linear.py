@@ -8,12 +8,15 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from DiffusionFMLib.fitting import fused
 from DiffusionFMLib.fitting.cholesky import PackedSolver
 from DiffusionFMLib.fitting.constrained import ConstrainedLeastSquares, Constraints
 from DiffusionFMLib.fitting.contract import MAX_RESIDUAL, Estimator, FitOptions, Plan, Solution
 from DiffusionFMLib.fitting.least_squares import LeastSquares, Problem
 from DiffusionFMLib.gradients import GradientTable
-from DiffusionFMLib.physics import LogLinearModel
+from DiffusionFMLib.maps import RESIDUAL
+from DiffusionFMLib.physics import DTI, LogLinearModel
+from DiffusionFMLib.physics.dti import MIN_DIFFUSIVITY
 from DiffusionFMLib.settings import FitSettings
 
 WORKING_ARRAYS: Final = {"ols": 5, "wls": 5, "nlls": 12, "constrained": 7, "robust": 9}
@@ -36,6 +39,13 @@ class LogLinearPlan(Plan):
         self.settings, self.options = settings, options
         self._model = model
         self._shape = len(gtab), len(model.parameters)
+        self._is_fused = (
+            isinstance(model, DTI)
+            and settings.method == "wls"
+            and device.type == "cpu"
+            and dtype == torch.float32
+            and fused.available()
+        )
         self._make_problem = partial(Problem.of, model, gtab, device, dtype)
 
     @cached_property
@@ -75,7 +85,8 @@ class LogLinearPlan(Plan):
         constrained = None
         if self.constraints is not None:
             constrained = ConstrainedLeastSquares(self.problem, self.constraints, voxels)
-        return LogLinearEstimator(LeastSquares(self.problem, voxels), constrained, self.settings, self.options)
+        kind = FusedTensorEstimator if self._is_fused else LogLinearEstimator
+        return kind(LeastSquares(self.problem, voxels), constrained, self.settings, self.options)
 
 
 class LogLinearEstimator(Estimator):
@@ -112,3 +123,25 @@ class LogLinearEstimator(Estimator):
         attenuation = torch.mm(design[:, :-1], theta[:-1], out=self.solver.log_signal).exp_()
         difference = attenuation.addcmul_(self.signal, (-theta[-1]).exp(), value=-1)
         return difference.square_().mean(0).sqrt_().clamp_(max=MAX_RESIDUAL)
+
+
+class FusedTensorEstimator(LogLinearEstimator):
+    """Weighted least squares of the tensor with its maps, as one compiled loop."""
+
+    def solve(self) -> Solution:
+        """See `Estimator`."""
+        from DiffusionFMLib.fitting.fused import tensor as kernel
+
+        design, signal = self.solver.problem.design, self.signal
+        theta, rows = (
+            signal.new_empty(len(DTI.parameters), signal.shape[1]),
+            signal.new_empty(kernel.MAP_ROWS + 1, signal.shape[1]),
+        )
+        kernel.weighted(
+            signal.numpy(), design.basis.numpy(), design.basis_t.numpy(), design.products.numpy(),
+            design.to_theta.numpy(), self.options.min_signal, self.settings.reweightings, MIN_DIFFUSIVITY, MAX_RESIDUAL,
+            theta.numpy(), rows.numpy(),
+        )  # fmt: skip
+        heights = [max(1, len(spec.components)) for spec in (*DTI.map_specs, RESIDUAL)]
+        parts = zip((*DTI.map_specs, RESIDUAL), rows.split(heights), strict=True)
+        return Solution(theta, maps={spec.name: part if spec.components else part[0] for spec, part in parts})
