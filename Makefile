@@ -46,6 +46,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "that pip takes by default on Linux. PIP_ARGS chooses another index; the torch site names the one for CPU builds."
 	@echo "It says nothing for some minutes; PIP_ARGS=-vv shows what it does."
 	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt --editable '.[viewer,test,fast]'
+	@echo "Compiling loops for this processor, once (half a minute)."
+	@$(VENV_PYTHON) -m DiffusionFMLib.fitting.fused
 	@touch $@
 
 demo: $(INSTALLED)

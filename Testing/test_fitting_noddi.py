@@ -10,8 +10,10 @@ from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.events import SilentReport
 from DiffusionFMLib.fitting import FitOptions, fit, fused
 from DiffusionFMLib.fitting.noddi import NoddiPlan
+from DiffusionFMLib.fitting.noddi_signal import with_floor
 from DiffusionFMLib.maps import FitStatus
 from DiffusionFMLib.physics import MODELS, NODDI
+from DiffusionFMLib.physics.noise import RicianNoise
 from DiffusionFMLib.settings import FitSettings
 from DiffusionFMLib.simulation.scanner import gradient_table
 
@@ -80,6 +82,18 @@ def test_both_implementations_find_the_same(monkeypatch, method):
         difference = np.abs(compiled[name] - batched[name])
         assert np.median(difference) < 2e-4, name
         assert np.percentile(difference, 98) < 1e-2, name
+
+
+def test_noise_floor_is_that_of_rician_noise():
+    signal = torch.cat([torch.linspace(0, 15, 2001), torch.logspace(1, 5, 200)]).double().requires_grad_()
+    for sigma in (0.3, 1.0, 7.0):
+        mean, slope = with_floor(sigma * signal, sigma)
+        exact = RicianNoise().mean(sigma * signal, torch.full_like(signal, sigma))
+        (exact_slope,) = torch.autograd.grad(exact.sum(), signal)
+        torch.testing.assert_close(mean / sigma, exact / sigma, rtol=0, atol=1e-5)
+        torch.testing.assert_close(slope, exact_slope / sigma, rtol=0, atol=1e-4)
+    mean, slope = with_floor(signal, 0.0)
+    torch.testing.assert_close(mean, signal, rtol=0, atol=1e-9)
 
 
 def test_noise_level_is_learnt_and_its_floor_taken_off():

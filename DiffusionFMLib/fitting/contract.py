@@ -8,6 +8,8 @@ from typing import Any, Final
 
 from torch import Tensor
 
+from DiffusionFMLib.physics import SignalModel
+
 MIN_SIGNAL: Final = 1e-4
 """Signals are raised to this before their logarithm is taken, as DIPY does (its MIN_POSITIVE_SIGNAL)."""
 
@@ -92,3 +94,9 @@ class Plan(ABC):
     @abstractmethod
     def estimator(self, voxels: int) -> Estimator:
         """Make one, with buffers for tiles of this many voxels; one for each thread."""
+
+
+def maps_in_rows(model: SignalModel, theta: Tensor) -> dict[str, Tensor]:
+    """A model's maps of parameters (P, V), shape (V,) or (C, V) each."""
+    maps = model.maps(theta.T)
+    return {name: values.movedim(-1, 0) if values.ndim > 1 else values for name, values in maps.items()}

@@ -15,7 +15,7 @@ from torch import Tensor
 from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.errors import InputError, ProtocolError
 from DiffusionFMLib.events import Report
-from DiffusionFMLib.fitting.contract import Estimator, FitOptions, Plan
+from DiffusionFMLib.fitting.contract import Estimator, FitOptions, Plan, maps_in_rows
 from DiffusionFMLib.fitting.device import choose_device
 from DiffusionFMLib.fitting.estimators import plan
 from DiffusionFMLib.fitting.tiles import MIN_TILE, Voxels, for_each_tile, tile_size
@@ -219,10 +219,7 @@ class TileFit:
         if not all_usable:
             theta = torch.where(usable, theta, 0.0)
         if maps is None:
-            maps = {
-                name: values.movedim(-1, 0) if values.ndim > 1 else values
-                for name, values in self.model.maps(theta.T).items()
-            }
+            maps = maps_in_rows(self.model, theta)
             maps["residual"] = estimator.residual(theta)
         if not all_usable:
             maps = {name: torch.where(usable, values, 0.0) for name, values in maps.items()}

@@ -130,13 +130,16 @@ class FusedTensorEstimator(LogLinearEstimator):
 
     def solve(self) -> Solution:
         """See `Estimator`."""
+        theta, maps = self.theta_and_maps()
+        return Solution(theta, maps=maps)
+
+    def theta_and_maps(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """Parameters, shape (7, V), and maps with the residual, shape (V,) or (C, V)."""
         from DiffusionFMLib.fitting.fused import tensor as kernel
 
         design, signal = self.solver.problem.design, self.signal
-        theta, rows = (
-            signal.new_empty(len(DTI.parameters), signal.shape[1]),
-            signal.new_empty(kernel.MAP_ROWS + 1, signal.shape[1]),
-        )
+        theta = torch.empty(len(DTI.parameters), signal.shape[1])
+        rows = torch.empty(kernel.MAP_ROWS + 1, signal.shape[1])
         kernel.weighted(
             signal.numpy(), design.basis.numpy(), design.basis_t.numpy(), design.products.numpy(),
             design.to_theta.numpy(), self.options.min_signal, self.settings.reweightings, MIN_DIFFUSIVITY, MAX_RESIDUAL,
@@ -144,4 +147,4 @@ class FusedTensorEstimator(LogLinearEstimator):
         )  # fmt: skip
         heights = [max(1, len(spec.components)) for spec in (*DTI.map_specs, RESIDUAL)]
         parts = zip((*DTI.map_specs, RESIDUAL), rows.split(heights), strict=True)
-        return Solution(theta, maps={spec.name: part if spec.components else part[0] for spec, part in parts})
+        return theta, {spec.name: part if spec.components else part[0] for spec, part in parts}

@@ -13,20 +13,23 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from numpy.polynomial import legendre
+from numpy.polynomial import Polynomial, legendre
+from numpy.typing import NDArray
 from scipy.stats import chi2
 from torch import Tensor
 
 from DiffusionFMLib.fitting import fused
-from DiffusionFMLib.fitting.contract import MAX_RESIDUAL, Estimator, FitOptions, Plan, Solution
+from DiffusionFMLib.fitting.contract import MAX_RESIDUAL, Estimator, FitOptions, Plan, Solution, maps_in_rows
 from DiffusionFMLib.fitting.least_squares import LeastSquares, Problem
+from DiffusionFMLib.fitting.log_linear import FusedTensorEstimator
 from DiffusionFMLib.fitting.noddi_search import HIGH, LOW, MAX_ITERATIONS, PRIOR, STARTS, TOLERANCE, UNKNOWNS, Search
-from DiffusionFMLib.fitting.noddi_signal import FLOOR_END, Protocol, signal_parts, with_floor
+from DiffusionFMLib.fitting.noddi_signal import FLOOR, Protocol, signal_parts, with_floor
 from DiffusionFMLib.gradients import GradientTable
-from DiffusionFMLib.physics import DTI
-from DiffusionFMLib.physics.noddi import PARALLEL
+from DiffusionFMLib.physics import DTI, NODDI
+from DiffusionFMLib.physics.noddi import PARALLEL, hindered_diffusivities, kappa_of
 from DiffusionFMLib.physics.noise import RicianNoise
 from DiffusionFMLib.physics.tensor_algebra import principal_axis
+from DiffusionFMLib.physics.watson import watson_coefficients
 from DiffusionFMLib.settings import FitSettings
 
 SIGMA_STEPS: Final = 2
@@ -49,7 +52,7 @@ class NoddiPlan(Plan):
         self._gtab, self._options, self._device, self._dtype = gtab, options, device, dtype
         self._is_map = settings.method == "map"
         self.sigma = 0.0
-        self._is_fused = device.type == "cpu" and fused.available()
+        self._is_fused = fused.available() and device.type == "cpu" and dtype == torch.float32
         self._ready: tuple[Problem, Protocol] | None = None
 
     @property
@@ -89,7 +92,7 @@ class NoddiPlan(Plan):
         if self._ready is None:
             self._ready = (
                 Problem.of(DTI(), self._gtab, self._device, self._dtype),
-                Protocol.of(self._gtab, self._device, torch.float64 if self._is_fused else self._dtype),
+                Protocol.of(self._gtab, self._device, self._dtype),
             )
         problem, protocol = self._ready
         kind = FusedEstimator if self._is_fused else TorchEstimator
@@ -122,14 +125,14 @@ class NoddiEstimator(Estimator):
     def residual(self, theta: Tensor) -> Tensor:
         """See `Estimator`."""
         predicted, s0 = self._predicted(theta)
-        mean, _ = with_floor(self.protocol.floor, predicted, self.sigma)
+        mean, _ = with_floor(predicted, self.sigma)
         difference = (mean - self.signal) / s0
         return difference.square_().mean(0).sqrt_().clamp_(max=MAX_RESIDUAL).to(self.signal.dtype)
 
     def scatter(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Sum of squares that a fit leaves, and the variance of its noise over sigma^2, shape (V,) each."""
         predicted, _ = self._predicted(theta)
-        mean, _ = with_floor(self.protocol.floor, predicted, self.sigma)
+        mean, _ = with_floor(predicted, self.sigma)
         left = (mean - self.signal).square().sum(0)
         if not self.sigma:
             return left, torch.ones_like(left)
@@ -145,28 +148,60 @@ class NoddiEstimator(Estimator):
 
 
 class FusedEstimator(NoddiEstimator):
-    """One compiled loop, in float64; numba compiles it at first use and keeps the result on disk."""
+    """One compiled loop; numba compiles it at first use and keeps the result on disk."""
+
+    def __init__(self, tensor: LeastSquares, protocol: Protocol, options: FitOptions, sigma: float) -> None:
+        super().__init__(tensor, protocol, options, sigma)
+        settings = FitSettings(model=DTI.name, method="wls")
+        self._tensor_fit = FusedTensorEstimator(tensor, None, settings, options)
+        self._protocol_arrays = compiled_protocol(protocol)
+
+    def directions(self) -> Tensor:
+        """See `NoddiEstimator`."""
+        return self._tensor_fit.theta_and_maps()[1]["v1"]
 
     def solve(self) -> Solution:
         """See `Estimator`."""
         from DiffusionFMLib.fitting.fused import noddi as kernel
 
-        p, voxels = self.protocol, self.signal.shape[1]
-        order = torch.argsort(p.group, stable=True)
-        degrees = range(0, p.l_max + 1, 2)
-        monomials = np.zeros((len(degrees), len(degrees)))
-        for place, degree in enumerate(degrees):
-            monomials[place, : place + 1] = legendre.leg2poly(np.eye(degree + 1)[degree])[::2]
-        theta = np.zeros((7, voxels))
+        voxels = self.signal.shape[1]
+        theta = np.empty((len(NODDI.parameters), voxels), np.float32)
         theta[:3] = self.directions().numpy()
-        converged = np.zeros(voxels, np.bool_)
-        kernel.fit(
-            self.signal.numpy(), order.numpy(), p.b[order].numpy(), p.bvecs[order].numpy(),
-            torch.bincount(p.group).cumsum(0).numpy(), p.free[order].numpy(), PARALLEL, p.sticks.numpy(), monomials,
-            p.table.numpy(), np.array(STARTS), np.array(LOW), np.array(HIGH), self.sigma, np.array(PRIOR),
-            p.floor.numpy(), FLOOR_END, MAX_ITERATIONS, TOLERANCE, theta, converged,
-        )  # fmt: skip
-        return Solution(torch.from_numpy(theta).to(self.signal.dtype), torch.from_numpy(converged))
+        converged, residual = np.zeros(voxels, np.bool_), np.zeros(voxels, np.float32)
+        constants = (np.array(part, np.float32) for part in (LOW, HIGH, PRIOR, FLOOR))
+        known = (*self._protocol_arrays, PARALLEL, *constants, self.sigma, MAX_ITERATIONS, TOLERANCE)
+        kernel.fit(*(self.signal.numpy(), *known, theta, converged, residual))
+        found = torch.from_numpy(theta)
+        maps = maps_in_rows(NODDI(), found)
+        maps["residual"] = torch.from_numpy(residual).clamp_(max=MAX_RESIDUAL)
+        return Solution(found, torch.from_numpy(converged), maps)
+
+
+def compiled_protocol(protocol: Protocol) -> tuple[NDArray[Any], ...]:
+    """What `fused.noddi.fit` needs to know of a protocol, in the order of its arguments."""
+    from DiffusionFMLib.fitting.fused.noddi import TERMS
+
+    order = torch.argsort(protocol.group, stable=True)
+    degrees = range(0, protocol.l_max + 1, 2)
+    # Legendre polynomials of a cosine as polynomials of u = its square - 1/2, whose terms stay small
+    monomials = np.zeros((TERMS, len(degrees)))
+    for place, degree in enumerate(degrees):
+        of_square = Polynomial(legendre.leg2poly(np.eye(degree + 1)[degree])[::2])
+        monomials[: place + 1, place] = of_square(Polynomial([0.5, 1])).coef
+    series = monomials * protocol.sticks.double().numpy()[:, None, :]
+
+    ndi, odi = torch.tensor(STARTS, dtype=torch.float64).T
+    watson = watson_coefficients(kappa_of(odi), protocol.l_max).numpy()
+    parallel, perpendicular = (part.numpy() for part in hindered_diffusivities(ndi, torch.as_tensor(watson[:, 1])))
+    fans = np.stack([ndi.numpy(), odi.numpy(), perpendicular, parallel - perpendicular], 1)
+    fan_series = np.einsum("gtk,sk->sgt", series, watson)
+    return (
+        order.numpy(),
+        *(part[order].float().numpy() for part in (protocol.b, protocol.bvecs)),
+        torch.bincount(protocol.group).cumsum(0).numpy(),
+        protocol.free[order].float().numpy(),
+        *(np.ascontiguousarray(part, np.float32) for part in (series, protocol.table.numpy(), fans, fan_series)),
+    )
 
 
 class TorchEstimator(NoddiEstimator):

@@ -95,7 +95,7 @@ class Search:
     def step(self) -> bool:
         """One step of every voxel that is not done; False when all are."""
         parts = signal_parts(self.protocol, self._trial_mu, self._trial[:3], derivatives=True)
-        mean, slope = with_floor(self.protocol.floor, parts.model * self._trial[3], self.sigma)
+        mean, slope = with_floor(parts.model * self._trial[3], self.sigma)
         residual = self.signal - mean
         s0 = slope * self._trial[3]
         noise = self.sigma**2
@@ -116,7 +116,7 @@ class Search:
         ]
         better = cost < self._best
         gain = self._best - cost
-        done = better & (gain < TOLERANCE * self._best.abs())
+        done = gain.abs() < TOLERANCE * self._best.abs()
         self._p = torch.where(better, self._trial, self._p)
         self._mu = torch.where(better, self._trial_mu, self._mu)
         gradient = torch.stack([(column * residual).sum(0) for column in jacobian])

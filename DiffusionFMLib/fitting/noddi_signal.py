@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,15 +12,21 @@ import torch
 from torch import Tensor
 
 from DiffusionFMLib.gradients import GradientTable
-from DiffusionFMLib.physics.noddi import FREE, MIN_ODI, PARALLEL, kappa_of
-from DiffusionFMLib.physics.noise import RicianNoise
+from DiffusionFMLib.physics.noddi import FREE, MIN_ODI, PARALLEL, hindered_diffusivities, kappa_of
 from DiffusionFMLib.physics.watson import degree_for, even_legendre_and_slope, stick_coefficients, watson_coefficients
 
 TABLE: Final = 512
 """Entries over ODI of the Watson coefficients; cubic interpolation between them is exact to 1e-9."""
 
-FLOOR_END, FLOOR_TABLE = 12.0, 512
-"""Signal, in sigmas, up to which the noise floor is looked up in a table, and its entries; beyond, a series does."""
+FLOOR: Final = (
+    (math.pi / 2 - 1, 0.0175264, 0.00537954, 0.00044308, 0.0),
+    (1.0, 0.40642597, 0.07707654, 0.00817788, 0.00090338),
+)
+"""Mean of the measured signal, m, over the signal without noise, s: m^2 = s^2 + sigma^2 (1 + p(t) / q(t)), t = s^2 /
+sigma^2, with these coefficients of p and q. They are a least-squares fit to the exact mean, to 5e-6 sigma."""
+
+MANY_SIGMAS: Final = 1e4
+"""t is cut off here, where the fraction has vanished."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,10 +44,8 @@ class Protocol:
     sticks : Tensor, shape (G, K)
         See `stick_coefficients`; one row for each distinct b-value.
     l_max : int
-    table : Tensor, shape (TABLE, K, 2)
+    table : Tensor, shape (TABLE, 2, K)
         Watson coefficients at equal steps of ODI from 0 to 1, and their derivatives.
-    floor : Tensor, shape (FLOOR_TABLE, 2)
-        Mean of Rician noise around signals at equal steps from 0 to FLOOR_END, in sigmas, and its derivative.
     """
 
     b: Tensor
@@ -49,7 +55,6 @@ class Protocol:
     sticks: Tensor
     l_max: int
     table: Tensor
-    floor: Tensor
 
     @classmethod
     def of(cls, gtab: GradientTable, device: torch.device, dtype: torch.dtype) -> Protocol:
@@ -69,25 +74,16 @@ class Protocol:
             moved(stick_coefficients(distinct * PARALLEL, l_max)),
             l_max,
             _watson_table(l_max).to(device, dtype),
-            _floor_table().to(device, dtype),
         )
 
 
 def _watson_table(l_max: int) -> Tensor:
-    """Watson coefficients and their derivatives by ODI, shape (TABLE, K, 2), float64."""
+    """Watson coefficients and their derivatives by ODI, shape (TABLE, 2, K), float64."""
     # at ODI 0 the concentration is infinite; nothing below the bound is ever looked up
     odi = torch.linspace(0, 1, TABLE, dtype=torch.float64).clamp(MIN_ODI / 2, 1 - 1e-9).requires_grad_()
     values = watson_coefficients(kappa_of(odi), l_max)
     slopes = [torch.autograd.grad(column.sum(), odi, retain_graph=True)[0] for column in values.unbind(1)]
-    return torch.stack([values.detach(), torch.stack(slopes, 1)], -1)
-
-
-def _floor_table() -> Tensor:
-    """Mean of Rician noise of sigma 1 and its derivative, shape (FLOOR_TABLE, 2), float64."""
-    signal = torch.linspace(0, FLOOR_END, FLOOR_TABLE, dtype=torch.float64).requires_grad_()
-    mean = RicianNoise().mean(signal, torch.ones_like(signal))
-    (slope,) = torch.autograd.grad(mean.sum(), signal)
-    return torch.stack([mean.detach(), slope], -1)
+    return torch.stack([values.detach(), torch.stack(slopes, 1)], 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,8 +124,8 @@ def signal_parts(protocol: Protocol, mu: Tensor, p: Tensor, derivatives: bool = 
             by_odi.addcmul_(value * stick, slopes[k])
             by_square.addcmul_(slope * stick, watson[k])
     tau = (1 + 2 * watson[1]) / 3
-    radial = PARALLEL * (1 - v * (1 + tau) / 2)
-    excess = PARALLEL * (1 - v * (1 - tau)) - radial
+    parallel, radial = hindered_diffusivities(v, watson[1])
+    excess = parallel - radial
     outside = torch.exp(-b * (radial + excess * square))
     tissue = v * inside + (1 - v) * outside
     model = tissue + f * (free - tissue)
@@ -148,22 +144,31 @@ def signal_parts(protocol: Protocol, mu: Tensor, p: Tensor, derivatives: bool = 
     )
 
 
-def with_floor(table: Tensor, signal: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
-    """Mean of the measured signal, and its derivative by the signal, shape (N, V) each; sigma of 0 is no noise."""
-    if isinstance(sigma, float) and not sigma or isinstance(sigma, Tensor) and not bool(sigma.any()):
-        return signal, torch.ones_like(signal)
-    step = FLOOR_END / (len(table) - 1)
-    ratio = signal / sigma
-    place = (ratio / step).clamp(0, len(table) - 1.001)
-    index = place.long()
-    t = place - index
-    (f0, g0), (f1, g1) = table[index].movedim(-1, 0), table[index + 1].movedim(-1, 0)
-    near = f0 + t * t * (3 - 2 * t) * (f1 - f0) + step * t * (1 - t) * ((1 - t) * g0 - t * g1)
-    near_slope = 6 * t * (1 - t) / step * (f1 - f0) + (1 - t) * (1 - 3 * t) * g0 + t * (3 * t - 2) * g1
-    far = ratio > FLOOR_END
-    inverse = 1 / torch.where(far, ratio, 1.0)
-    mean = torch.where(far, ratio + inverse / 2 + inverse**3 / 8, near)
-    return mean * sigma, torch.where(far, 1 - inverse**2 / 2 - 3 * inverse**4 / 8, near_slope)
+def with_floor(signal: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Mean of the measured signal, and its derivative by the signal, shape (N, V) each; sigma of 0 is no noise.
+
+    Parameters
+    ----------
+    signal : Tensor, shape (N, V)
+        Without noise.
+    sigma : Tensor, shape (V,), or float
+        Standard deviation of Rician noise.
+    """
+    variance = signal.new_tensor(sigma) ** 2 if isinstance(sigma, float) else sigma**2
+    t = (signal**2 / variance.clamp_min(1e-20)).clamp_max(MANY_SIGMAS)
+    (p, p_slope), (q, q_slope) = (_polynomial(coefficients, t) for coefficients in FLOOR)
+    ratio = p / q
+    mean = (signal**2 + variance * (1 + ratio) + 1e-20).sqrt()
+    return mean, signal * (1 + (p_slope - ratio * q_slope) / q) / mean
+
+
+def _polynomial(coefficients: Sequence[float], x: Tensor) -> tuple[Tensor, Tensor]:
+    """Value and derivative, coefficients from the constant on."""
+    value, slope = torch.full_like(x, coefficients[-1]), torch.zeros_like(x)
+    for coefficient in reversed(coefficients[:-1]):
+        slope = slope * x + value
+        value = value * x + coefficient
+    return value, slope
 
 
 def _interpolate(table: Tensor, odi: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,8 +177,8 @@ def _interpolate(table: Tensor, odi: Tensor) -> tuple[Tensor, Tensor]:
     place = odi.clamp(0, 1) * last
     index = place.long().clamp_max(last - 1)
     t, h = place - index, 1 / last
-    f0, g0 = table[index].permute(2, 1, 0)
-    f1, g1 = table[index + 1].permute(2, 1, 0)
+    f0, g0 = table[index].permute(1, 2, 0)
+    f1, g1 = table[index + 1].permute(1, 2, 0)
     values = f0 + t * t * (3 - 2 * t) * (f1 - f0) + h * t * (1 - t) * ((1 - t) * g0 - t * g1)
     slopes = 6 * t * (1 - t) / h * (f1 - f0) + (1 - t) * (1 - 3 * t) * g0 + t * (3 * t - 2) * g1
     return values, slopes

@@ -100,9 +100,7 @@ class NODDI(SignalModel):
         sticks = theta.new_tensor(stick_coefficients(gtab.bvals / 1000 * PARALLEL, l_max))
         terms = zip(sticks.unbind(1), coefficients.unbind(-1), even_legendre_and_slope(cosine**2, l_max), strict=True)
         inside = sum(stick * w[..., None] * polynomial for stick, w, (polynomial, _) in terms)
-        tau = (1 + 2 * coefficients[..., 1, None]) / 3
-        parallel = PARALLEL * (1 - ndi * (1 - tau))
-        perpendicular = PARALLEL * (1 - ndi * (1 + tau) / 2)
+        parallel, perpendicular = hindered_diffusivities(ndi, coefficients[..., 1, None])
         outside = (-b * (perpendicular + (parallel - perpendicular) * cosine**2)).exp()
         tissue = ndi * inside + (1 - ndi) * outside
         return ln_s0.exp() * ((1 - fwf) * tissue + fwf * (-b * FREE).exp())
@@ -128,3 +126,16 @@ class NODDI(SignalModel):
 def kappa_of(odi: Tensor) -> Tensor:
     """Concentration of the Watson distribution of an ODI: ODI = 2 / pi atan(1 / kappa)."""
     return 1 / (odi * (math.pi / 2)).tan()
+
+
+def hindered_diffusivities(ndi: Tensor, w2: Tensor) -> tuple[Tensor, Tensor]:
+    """Diffusivities along and across the mean direction outside of neurites, um2/ms, any shape.
+
+    Parameters
+    ----------
+    ndi : Tensor
+    w2 : Tensor
+        Second Watson coefficient, the mean of P_2.
+    """
+    tau = (1 + 2 * w2) / 3
+    return PARALLEL * (1 - ndi * (1 - tau)), PARALLEL * (1 - ndi * (1 + tau) / 2)
