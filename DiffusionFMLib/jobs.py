@@ -16,7 +16,7 @@ from DiffusionFMLib import __version__
 from DiffusionFMLib.errors import ProtocolError, SettingsError
 from DiffusionFMLib.events import Artifact
 from DiffusionFMLib.jobfiles import READ, WRITE, announce_file, announce_map, read_scan, save_array
-from DiffusionFMLib.maps import RESIDUAL, STATUS, FitStatus
+from DiffusionFMLib.maps import FitStatus, with_fit_maps
 from DiffusionFMLib.physics import MODELS, TRACKED
 from DiffusionFMLib.reporting import JobReport
 from DiffusionFMLib.scan_jobs import convert, simulate_scan
@@ -188,7 +188,7 @@ def _fit(
         report.warning("quality", finding)
     key = _key(session.digest(report), settings, FitSettings)
 
-    names = [spec.name for spec in (*model.map_specs, RESIDUAL, STATUS)]
+    names = [spec.name for spec in with_fit_maps(model.map_specs, settings.standard_errors)]
     finished = outputs.finished_maps(out, acquisition.name, model.label, names, settings.method, key)
     fitted = session.fitted(key)
     if fitted is None and len(finished) == len(names):

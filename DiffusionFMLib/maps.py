@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any
 
@@ -104,3 +104,23 @@ RESIDUAL = MapSpec(
     (0.0, 0.2),
     "inferno",
 )
+
+
+def standard_error(spec: MapSpec) -> MapSpec:
+    """The map of a scalar map's standard error."""
+    low, high = spec.window
+    return replace(
+        spec,
+        name=f"{spec.name}_se",
+        title=f"{spec.title} standard error",
+        description=f"How far {spec.title} would vary if the scan were repeated, by the noise that the fit leaves.",
+        window=(0.0, (high - low) / 4),
+        colors="inferno",
+    )
+
+
+def with_fit_maps(specs: Iterable[MapSpec], standard_errors: bool = False) -> tuple[MapSpec, ...]:
+    """What a fit of a model with these maps gives: they, their standard errors if asked for, residual and status."""
+    specs = tuple(specs)
+    errors = tuple(standard_error(spec) for spec in specs if not spec.components) if standard_errors else ()
+    return (*specs, *errors, RESIDUAL, STATUS)

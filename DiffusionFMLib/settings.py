@@ -154,6 +154,7 @@ class FitSettings(ScanSettings):
         maximum=10,
         advanced=True,
     )
+    standard_errors: bool = option(False, "Also how far each map would vary if the scan were repeated.", advanced=True)
     denoise: str = option("none", "Denoising before the fit.", choices=("none", "mppca"), advanced=True)
     gibbs: bool = option(False, "Remove Gibbs ringing before the fit.", advanced=True)
     motion: bool = option(False, "Align the volumes, and rotate the gradients with them.", advanced=True)

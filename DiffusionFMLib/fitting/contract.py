@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Final
 
+import torch
 from torch import Tensor
 
 from DiffusionFMLib.physics import SignalModel
@@ -55,6 +56,24 @@ class Solution:
     maps: dict[str, Tensor] | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """How noise of variance 1 in the signal spreads to the parameters, and what a fit says of the noise.
+
+    Parameters
+    ----------
+    covariance : Tensor, shape (V, P, P), float64
+    squares : Tensor, shape (V,), float64
+        Sum of squares that the fit leaves, over the variance that noise of variance 1 would have there.
+    freedom : Tensor, shape (V,), float64
+        Volumes that count, less the unknowns.
+    """
+
+    covariance: Tensor
+    squares: Tensor
+    freedom: Tensor
+
+
 class Estimator(ABC):
     """Fits one tile of voxels after another, with buffers that are made once.
 
@@ -73,6 +92,10 @@ class Estimator(ABC):
     @abstractmethod
     def residual(self, theta: Tensor) -> Tensor:
         """Root mean square of measured minus fitted signal over S0 of parameters (P, V), shape (V,)."""
+
+    @abstractmethod
+    def spread(self, theta: Tensor) -> Spread:
+        """How sure parameters (P, V) of the tile that was solved last are."""
 
 
 class Plan(ABC):
@@ -100,3 +123,16 @@ def maps_in_rows(model: SignalModel, theta: Tensor) -> dict[str, Tensor]:
     """A model's maps of parameters (P, V), shape (V,) or (C, V) each."""
     maps = model.maps(theta.T)
     return {name: values.movedim(-1, 0) if values.ndim > 1 else values for name, values in maps.items()}
+
+
+def covariance_of(information: Tensor) -> Tensor:
+    """Inverses of information matrices, shape (V, P, P), float64; NaN where they are singular."""
+    scale = information.diagonal(dim1=-2, dim2=-1).clamp_min(1e-300).rsqrt()
+    scaled = information * scale[:, :, None] * scale[:, None, :]
+    factor, failed = torch.linalg.cholesky_ex(scaled)
+    # where it failed, anything that can be inverted
+    factor = torch.where(
+        (failed > 0)[:, None, None], torch.eye(scaled.shape[1], dtype=scaled.dtype, device=scaled.device), factor
+    )
+    inverted = torch.cholesky_inverse(factor) * scale[:, :, None] * scale[:, None, :]
+    return torch.where((failed > 0)[:, None, None], torch.nan, inverted)

@@ -19,8 +19,9 @@ from DiffusionFMLib.fitting.contract import Estimator, FitOptions, Plan, maps_in
 from DiffusionFMLib.fitting.device import choose_device
 from DiffusionFMLib.fitting.estimators import plan
 from DiffusionFMLib.fitting.tiles import MIN_TILE, Voxels, for_each_tile, tile_size
+from DiffusionFMLib.fitting.uncertainty import scan_variance, standard_errors
 from DiffusionFMLib.gradients import GradientTable
-from DiffusionFMLib.maps import RESIDUAL, STATUS, FitStatus, ParameterMap
+from DiffusionFMLib.maps import FitStatus, MapSpec, ParameterMap, with_fit_maps
 from DiffusionFMLib.physics import SignalModel
 from DiffusionFMLib.settings import FitSettings
 
@@ -110,7 +111,7 @@ def fit(
         raise InputError(msg, "Draw one, or let it be made automatically.")
 
     voxels = Voxels.of(acquisition.signal, mask)
-    output = Output(model, mask, voxels)
+    output = Output(model, with_fit_maps(model.map_specs, settings.standard_errors), mask, voxels)
     run = TileFit(acquisition.gtab, model, settings, options, voxels, output)
     device = choose_device(settings.device)
     if device.type == "cuda":
@@ -123,9 +124,9 @@ def fit(
 class Output:
     """Buffers that tiles write to: Fortran order, which image files and the viewer both read as it lies."""
 
-    def __init__(self, model: SignalModel, mask: NDArray[np.bool_], voxels: Voxels) -> None:
+    def __init__(self, model: SignalModel, specs: tuple[MapSpec, ...], mask: NDArray[np.bool_], voxels: Voxels) -> None:
         self.model, self.mask, self.voxels = model, mask, voxels
-        self.specs = {spec.name: spec for spec in (*model.map_specs, RESIDUAL, STATUS)}
+        self.specs = {spec.name: spec for spec in specs}
         heights = [max(1, len(spec.components)) for spec in self.specs.values()]
         # one block, because systems give large ones in large pages, which are ten times faster to touch first
         block = np.split(np.zeros((sum(heights), mask.size), np.float32), np.cumsum(heights)[:-1])
@@ -184,6 +185,7 @@ class TileFit:
         self.dtype = torch.float64 if options.double else torch.float32
         self.b0_rows = torch.as_tensor(np.flatnonzero(gtab.b0_mask))
         self.facts: dict[str, Any] = {}
+        self.variance = 0.0
         self._plans: dict[torch.device, Plan] = {}
 
     def plan(self, device: torch.device) -> Plan:
@@ -199,8 +201,12 @@ class TileFit:
     def all_tiles(self, device: torch.device, size: int, report: Report) -> None:
         """Fit all voxels on a device, in tiles of this size."""
         ready = self.plan(device)
-        ready.calibrate(self.voxels.sample(SAMPLE).to(device, self.dtype))
+        sample = self.voxels.sample(SAMPLE).to(device, self.dtype)
+        ready.calibrate(sample)
         self.facts = ready.facts()
+        if self.settings.standard_errors:
+            self.variance = scan_variance(ready.estimator(sample.shape[1]), sample)
+            self.facts["residual_sigma"] = float(f"{self.variance**0.5:.4g}")
 
         def make_worker() -> Callable[[int], None]:
             estimator = ready.estimator(size)
@@ -221,6 +227,8 @@ class TileFit:
         if maps is None:
             maps = maps_in_rows(self.model, theta)
             maps["residual"] = estimator.residual(theta)
+        if self.settings.standard_errors:
+            maps |= standard_errors(self.model, theta, estimator.spread(theta), self.variance)
         if not all_usable:
             maps = {name: torch.where(usable, values, 0.0) for name, values in maps.items()}
         status = torch.where(self.model.unphysical(theta.T), FitStatus.CLIPPED, FitStatus.OK)

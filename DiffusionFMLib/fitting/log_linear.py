@@ -11,8 +11,8 @@ from torch import Tensor
 from DiffusionFMLib.fitting import fused
 from DiffusionFMLib.fitting.cholesky import PackedSolver
 from DiffusionFMLib.fitting.constrained import ConstrainedLeastSquares, Constraints
-from DiffusionFMLib.fitting.contract import MAX_RESIDUAL, Estimator, FitOptions, Plan, Solution
-from DiffusionFMLib.fitting.least_squares import LeastSquares, Problem
+from DiffusionFMLib.fitting.contract import MAX_RESIDUAL, Estimator, FitOptions, Plan, Solution, Spread, covariance_of
+from DiffusionFMLib.fitting.least_squares import MAX_EXPONENT, LeastSquares, Problem
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.maps import RESIDUAL
 from DiffusionFMLib.physics import DTI, LogLinearModel
@@ -123,6 +123,37 @@ class LogLinearEstimator(Estimator):
         attenuation = torch.mm(design[:, :-1], theta[:-1], out=self.solver.log_signal).exp_()
         difference = attenuation.addcmul_(self.signal, (-theta[-1]).exp(), value=-1)
         return difference.square_().mean(0).sqrt_().clamp_(max=MAX_RESIDUAL)
+
+    def spread(self, theta: Tensor) -> Spread:
+        """See `Estimator`.
+
+        Noise of the log signal is that of the signal over it. Robust weights depend on the residuals, and count as in
+        the theory of M-estimators (Huber, 1981).
+        """
+        design = self.solver.problem.design.matrix.double()
+        theta = theta.double()
+        log_predicted = (design @ theta).clamp(-MAX_EXPONENT, MAX_EXPONENT)
+        predicted = log_predicted.exp()
+        log_signal = self.signal.double().clamp_min(self.options.min_signal).log()
+        noise = (log_signal - log_predicted) * predicted
+        freedom = noise.new_tensor(design.shape[0] - design.shape[1]).expand(noise.shape[1])
+
+        precision = predicted.square()
+        if self.settings.method == "ols":
+            unweighted = covariance_of((design.T @ design)[None])
+            covariance = unweighted @ (design.T @ ((1 / precision).T[:, :, None] * design)) @ unweighted
+            # what an unweighted fit leaves of noise that is not the same in all volumes
+            hat = design @ unweighted[0] @ design.T
+            freedom = (1 - 2 * hat.diagonal()).sum() + (precision * (hat.square() @ (1 / precision))).sum(0)
+            return Spread(covariance, noise.square().sum(0), freedom)
+        covariance = covariance_of(design.T @ (precision.T[:, :, None] * design))
+        if self.settings.method == "robust":
+            belief = self.solver.weights.double() / precision
+            root = belief.sqrt()
+            # derivative of residual times belief by the residual
+            slope = (belief * (4 * root - 3)).mean(0).clamp_min(1e-3)
+            covariance, noise = covariance / slope.square()[:, None, None], noise * belief
+        return Spread(covariance, noise.square().sum(0), freedom)
 
 
 class FusedTensorEstimator(LogLinearEstimator):

@@ -19,10 +19,31 @@ from scipy.stats import chi2
 from torch import Tensor
 
 from DiffusionFMLib.fitting import fused
-from DiffusionFMLib.fitting.contract import MAX_RESIDUAL, Estimator, FitOptions, Plan, Solution, maps_in_rows
+from DiffusionFMLib.fitting.contract import (
+    MAX_RESIDUAL,
+    Estimator,
+    FitOptions,
+    Plan,
+    Solution,
+    Spread,
+    covariance_of,
+    maps_in_rows,
+)
 from DiffusionFMLib.fitting.least_squares import LeastSquares, Problem
 from DiffusionFMLib.fitting.log_linear import FusedTensorEstimator
-from DiffusionFMLib.fitting.noddi_search import HIGH, LOW, MAX_ITERATIONS, PRIOR, STARTS, TOLERANCE, UNKNOWNS, Search
+from DiffusionFMLib.fitting.noddi_search import (
+    HIGH,
+    LOW,
+    MAX_ITERATIONS,
+    PRIOR,
+    STARTS,
+    TOLERANCE,
+    UNKNOWNS,
+    Prior,
+    Search,
+    across,
+    linearised,
+)
 from DiffusionFMLib.fitting.noddi_signal import FLOOR, Protocol, signal_parts, with_floor
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.physics import DTI, NODDI
@@ -128,6 +149,27 @@ class NoddiEstimator(Estimator):
         mean, _ = with_floor(predicted, self.sigma)
         difference = (mean - self.signal) / s0
         return difference.square_().mean(0).sqrt_().clamp_(max=MAX_RESIDUAL).to(self.signal.dtype)
+
+    def spread(self, theta: Tensor) -> Spread:
+        """See `Estimator`; with the prior, where there is one."""
+        protocol = self.protocol.to(torch.float64)
+        theta = theta.double()
+        mu = theta[:3] / theta[:3].norm(dim=0).clamp_min(1e-12)
+        s0 = theta[6].exp()
+        _, jacobian = linearised(protocol, mu, torch.cat([theta[3:6], s0[None]]), self.sigma)
+        columns = torch.stack(jacobian, -1).movedim(1, 0)
+        information = columns.mT @ columns
+        information[:, range(3), range(3)] += Prior.at(theta[3:6], self.sigma).curvature.T
+        # NDI, ODI, FWF, S0 and two turns as the parameters of the model
+        e1, e2 = across(mu)
+        to_theta = theta.new_zeros(theta.shape[1], len(theta), UNKNOWNS)
+        to_theta[:, range(3, 6), range(3)] = 1
+        to_theta[:, 6, 3] = 1 / s0
+        to_theta[:, :3, 4], to_theta[:, :3, 5] = e1.T, e2.T
+        left, expected = self.scatter(theta)
+        freedom = torch.full_like(s0, float(len(self.signal) - UNKNOWNS))
+        covariance = to_theta @ covariance_of(information) @ to_theta.mT
+        return Spread(covariance, (left / expected).double(), freedom)
 
     def scatter(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Sum of squares that a fit leaves, and the variance of its noise over sigma^2, shape (V,) each."""

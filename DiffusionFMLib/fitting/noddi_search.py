@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -34,6 +35,59 @@ TOLERANCE: Final = 3e-6
 
 MAX_TURN: Final = 0.8
 """Largest turn of the direction in a step, radians: beyond, the tangent tells nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prior:
+    """Minus twice sigma^2 times the log prior of NDI, ODI and FWF, and half of its derivatives, as in least squares.
+
+    Parameters
+    ----------
+    cost : Tensor, shape (V,)
+    pull : Tensor, shape (3, V)
+        Downhill.
+    curvature : Tensor, shape (3, V)
+    """
+
+    cost: Tensor
+    pull: Tensor
+    curvature: Tensor
+
+    @classmethod
+    def at(cls, x: Tensor, sigma: Tensor | float) -> Prior:
+        """The prior at NDI, ODI and FWF, shape (3, V); none where sigma is 0."""
+        near, far = x.clamp_min(1e-3), (1 - x).clamp_min(1e-3)
+        below, above = (sigma**2 * x.new_tensor(column)[:, None] for column in zip(*PRIOR, strict=True))
+        cost = -2 * (below * near.log() + above * far.log()).sum(0)
+        return cls(cost, below / near - above / far, below / near**2 + above / far**2)
+
+
+def linearised(
+    protocol: Protocol, mu: Tensor, p: Tensor, sigma: Tensor | float
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]]:
+    """Expected signal, shape (N, V), and its derivatives by the `UNKNOWNS`.
+
+    Parameters
+    ----------
+    protocol : Protocol
+    mu : Tensor, shape (3, V)
+    p : Tensor, shape (4, V)
+        NDI, ODI, FWF and S0.
+    sigma : Tensor, shape (V,), or float
+    """
+    parts = signal_parts(protocol, mu, p[:3], derivatives=True)
+    mean, slope = with_floor(parts.model * p[3], sigma)
+    s0 = slope * p[3]
+    along1, along2 = (protocol.bvecs @ axis for axis in across(mu))
+    by_angle = parts.by_cosine * s0
+    return mean, (
+        parts.by_ndi * s0,
+        parts.by_odi * s0,
+        parts.by_fwf * s0,
+        parts.model * slope,
+        by_angle * along1,
+        by_angle * along2,
+    )
 
 
 class Search:
@@ -94,35 +148,19 @@ class Search:
 
     def step(self) -> bool:
         """One step of every voxel that is not done; False when all are."""
-        parts = signal_parts(self.protocol, self._trial_mu, self._trial[:3], derivatives=True)
-        mean, slope = with_floor(parts.model * self._trial[3], self.sigma)
+        mean, jacobian = linearised(self.protocol, self._trial_mu, self._trial, self.sigma)
         residual = self.signal - mean
-        s0 = slope * self._trial[3]
-        noise = self.sigma**2
-        x = self._trial[:3]
-        near, far = x.clamp_min(1e-3), (1 - x).clamp_min(1e-3)
-        below, above = (noise * x.new_tensor(column)[:, None] for column in zip(*PRIOR, strict=True))
-        cost = residual.square().sum(0) - 2 * (below * near.log() + above * far.log()).sum(0)
-        e1, e2 = _across(self._trial_mu)
-        along1, along2 = self.protocol.bvecs @ e1, self.protocol.bvecs @ e2
-        by_angle = parts.by_cosine * s0
-        jacobian = [
-            parts.by_ndi * s0,
-            parts.by_odi * s0,
-            parts.by_fwf * s0,
-            parts.model,
-            by_angle * along1,
-            by_angle * along2,
-        ]
-        better = cost < self._best
+        prior = Prior.at(self._trial[:3], self.sigma)
+        cost = residual.square().sum(0) + prior.cost
         gain = self._best - cost
+        better = gain > 0
         done = gain.abs() < TOLERANCE * self._best.abs()
         self._p = torch.where(better, self._trial, self._p)
         self._mu = torch.where(better, self._trial_mu, self._mu)
         gradient = torch.stack([(column * residual).sum(0) for column in jacobian])
-        gradient[:3] += below / near - above / far
+        gradient[:3] += prior.pull
         gram = torch.stack([(jacobian[i] * jacobian[j]).sum(0) for i, j in packed_pairs(UNKNOWNS)])
-        gram[diagonal_entries(UNKNOWNS)[:3]] += below / near**2 + above / far**2
+        gram[diagonal_entries(UNKNOWNS)[:3]] += prior.curvature
         self._gradient = torch.where(better, gradient, self._gradient)
         self._gram = torch.where(better, gram, self._gram)
         self._best = torch.where(better, cost, self._best)
@@ -149,7 +187,7 @@ class Search:
         solver.rhs.copy_(torch.where(fixed, 0.0, self._gradient))
         step = solver.solve()
         self._trial = torch.minimum(torch.maximum(self._p + step[:4], self._low), self._high)
-        e1, e2 = _across(self._mu)
+        e1, e2 = across(self._mu)
         turn = step[4] * e1 + step[5] * e2
         angle = turn.norm(dim=0)
         turn = turn * (MAX_TURN / angle.clamp_min(MAX_TURN))
@@ -180,7 +218,7 @@ class Search:
         return self._result, self._converged
 
 
-def _across(mu: Tensor) -> tuple[Tensor, Tensor]:
+def across(mu: Tensor) -> tuple[Tensor, Tensor]:
     """Two unit vectors, shape (3, V), across unit vectors (Duff et al., 2017)."""
     x, y, z = mu
     sign = torch.copysign(torch.ones_like(z), z)

@@ -76,6 +76,11 @@ class Protocol:
             _watson_table(l_max).to(device, dtype),
         )
 
+    def to(self, dtype: torch.dtype) -> Protocol:
+        """In another precision."""
+        b, bvecs, free, sticks, table = (p.to(dtype) for p in (self.b, self.bvecs, self.free, self.sticks, self.table))
+        return Protocol(b, bvecs, self.group, free, sticks, self.l_max, table)
+
 
 def _watson_table(l_max: int) -> Tensor:
     """Watson coefficients and their derivatives by ODI, shape (TABLE, 2, K), float64."""

@@ -197,9 +197,11 @@ def map_path(out: Path, stem: str, label: str, name: str, method: str) -> Path:
     stem : str
         Name of the scan.
     label, name, method : str
-        The model's label (``tensor``), the map's name (``fa``) and the estimator (``wls``).
+        The model's label (``tensor``), the map's name (``fa``) and the estimator (``wls``). What follows an
+        underscore in the map's name says what of it: ``fa_se`` is described as ``wlsse``.
     """
-    return out / f"{stem}_model-{label}_param-{name}_desc-{method}_dwimap.nii.gz"
+    name, _, error = name.partition("_")
+    return out / f"{stem}_model-{label}_param-{name}_desc-{method}{error}_dwimap.nii.gz"
 
 
 def write_map(map: ParameterMap, out: Path, stem: str, label: str, method: str) -> Path:

@@ -1,0 +1,94 @@
+"""Standard errors of maps: the noise that a fit leaves, spread to the parameters and on to their maps."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from scipy.stats import chi2
+from torch import Tensor
+
+from DiffusionFMLib.errors import ProtocolError
+from DiffusionFMLib.fitting.contract import Estimator, Spread, maps_in_rows
+from DiffusionFMLib.maps import standard_error
+from DiffusionFMLib.physics import SignalModel
+
+MIN_FREEDOM: Final = 3
+"""Volumes beyond the unknowns, below which residuals tell nothing of the noise."""
+
+SCAN_FREEDOM: Final = 8.0
+"""The noise of a voxel is that of the scan, taken as so many volumes, and its own, taken as those beyond its unknowns:
+few residuals alone say little."""
+
+CHUNK: Final = 1024
+"""Voxels at a time: a covariance is large."""
+
+MAX_ERROR: Final = 1e3
+"""Errors are cut off here, where the data do not determine a map at all."""
+
+
+def scan_variance(estimator: Estimator, sample: Tensor) -> float:
+    """Variance of a scan's noise, from what the fit of typical voxels leaves.
+
+    Parameters
+    ----------
+    estimator : Estimator
+        Of as many voxels as the sample.
+    sample : Tensor, shape (N, V)
+
+    Raises
+    ------
+    ProtocolError
+        If there are too few volumes to tell.
+    """
+    estimator.signal.copy_(sample)
+    spread = estimator.spread(estimator.solve().theta)
+    freedom = float(spread.freedom.median())
+    if freedom < MIN_FREEDOM:
+        msg = (
+            f"Standard errors come from what the fit leaves, and need {MIN_FREEDOM} volumes more than unknowns; this "
+            f"scan has {freedom:.0f} more."
+        )
+        raise ProtocolError(msg, "Fit without standard errors.")
+    # of a chi-squared distribution the median, because some voxels hold what no model explains
+    return float(spread.squares.nanmedian()) / float(chi2.median(freedom))
+
+
+def standard_errors(model: SignalModel, theta: Tensor, spread: Spread, variance: float) -> dict[str, Tensor]:
+    """Standard errors of a model's scalar maps, to first order.
+
+    Parameters
+    ----------
+    model : SignalModel
+    theta : Tensor, shape (P, V)
+    spread : Spread
+        Of these parameters.
+    variance : float
+        Of the scan's noise; see `scan_variance`.
+
+    Returns
+    -------
+    dict of str to Tensor, shape (V,)
+        By the names of `maps.standard_error`.
+    """
+    freedom = spread.freedom.clamp_min(0)
+    noise = (SCAN_FREEDOM * variance + spread.squares) / (SCAN_FREEDOM + freedom)
+    chunks = [slice(start, start + CHUNK) for start in range(0, theta.shape[1], CHUNK)]
+    parts = [_spread_to_maps(model, theta[:, chunk], spread.covariance[chunk]) for chunk in chunks]
+    return {
+        name: (torch.cat([part[name] for part in parts]) * noise).sqrt().nan_to_num(nan=MAX_ERROR).clamp_max(MAX_ERROR)
+        for name in parts[0]
+    }
+
+
+def _spread_to_maps(model: SignalModel, theta: Tensor, covariance: Tensor) -> dict[str, Tensor]:
+    """Variances of the scalar maps, shape (V,) each."""
+    theta = theta.double().requires_grad_()
+    with torch.enable_grad():
+        maps = maps_in_rows(model, theta)
+    variances = {}
+    for spec in model.map_specs:
+        if not spec.components:
+            (slope,) = torch.autograd.grad(maps[spec.name].sum(), theta, retain_graph=True)
+            variances[standard_error(spec).name] = torch.einsum("pv,vpq,qv->v", slope, covariance, slope).clamp_min(0)
+    return variances
