@@ -129,6 +129,13 @@ class Acquisition:
         indices = np.asarray(indices)
         return self.with_signal(self.signal[..., indices], note, self.gtab.subset(indices))
 
+    def up_to(self, bval: float) -> Acquisition:
+        """The volumes at or below a b-value, s/mm2; all of them when it is 0."""
+        kept = self.gtab.bvals <= bval
+        if not bval or kept.all():
+            return self
+        return self.subset(kept, f"{int((~kept).sum())} volume(s) above b = {bval:g} s/mm2 were left out.")
+
     def __repr__(self) -> str:
         size = " x ".join(f"{s:.3g}" for s in self.voxel_sizes)
         return f"Acquisition({self.name}: {'x'.join(map(str, self.shape))}, {size} mm, {self.gtab.summary()})"

@@ -176,10 +176,11 @@ def _fit(
         msg = f"Model {settings.model} has no estimator {settings.method}; it has {', '.join(model.methods)}."
         raise SettingsError(msg, "Choose one of them.")
     acquisition = read_scan(settings, report, session)
-    reason = model.unsupported(acquisition.gtab)
+    gtab = acquisition.up_to(settings.max_bval).gtab
+    reason = model.unsupported(gtab)
     if reason is not None:
-        raise ProtocolError(reason, "Choose another model, or a scan with more directions.")
-    doubt = model.doubtful(acquisition.gtab)
+        raise ProtocolError(reason, "Choose another model, a larger max b-value, or a scan with more directions.")
+    doubt = model.doubtful(gtab)
     if doubt is not None:
         report.warning("protocol", doubt)
     report.enter(CHECK)
@@ -195,7 +196,7 @@ def _fit(
         report.enter(WRITE)
         fitted = Fitted(settings, outputs.read_maps(finished))
     if fitted is None:
-        prepared = session.prepare(settings, report)
+        prepared = session.prepare(settings, report).up_to(settings.max_bval)
         report.enter(FIT)
         maps = fitting.fit(prepared, model, settings, report).maps
         ours = _provenance(key, settings, FitSettings, quality.findings)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -213,7 +213,8 @@ class Session:
         signal = source.signal[where][None, None, None]
         voxel = Acquisition(signal, source.affine, source.gtab, np.ones((1, 1, 1), bool), source.name)
         model = MODELS[settings.model]
-        theta = fit(voxel, model, settings, SilentReport()).parameters
+        plain = replace(settings, standard_errors=False)
+        theta = fit(voxel.up_to(settings.max_bval), model, plain, SilentReport()).parameters
         return model.signal(torch.from_numpy(theta[0]), source.gtab).tolist()
 
 

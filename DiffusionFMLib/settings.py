@@ -147,6 +147,14 @@ class FitSettings(ScanSettings):
     model: str = option("dti", "Signal model.", choices=tuple(MODELS))
     method: str = option("", "Estimator; the model's first when not given.", choices=METHODS)
     out: str = option("", "Folder that the results go to.", path=True)
+    max_bval: float = option(
+        0.0,
+        "Leave out volumes above this b-value, for instance 1500 for the tensor; 0 takes all.",
+        minimum=0,
+        maximum=100_000,
+        unit="s/mm2",
+        advanced=True,
+    )
     reweightings: int = option(
         1,
         "How often WLS takes its weights from the fit before: more lower the bias of MD at low SNR, FA gets noisier.",

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from brain_scans import head
@@ -308,3 +309,44 @@ def test_a_cancelled_job_says_whether_something_was_written(capsys):
     sink(Artifact("1", "fa.nii.gz", "map", "fa"))
     sink(Cancelled("1"))
     assert "what was finished is kept" in capsys.readouterr().err
+
+
+def test_shells_above_max_bval_are_left_out_and_the_tensor_warns_of_them(tmp_path, capsys):
+    simulate = [
+        "simulate",
+        "--out",
+        str(tmp_path / "scan"),
+        "--voxel-size",
+        "5",
+        "--shells",
+        "1000:12,2500:12",
+        "--json",
+    ]
+    assert main(simulate) == DONE
+    dwi = json.loads(capsys.readouterr().out)["dwi"]
+
+    def fit(folder: str, *flags: str) -> tuple[dict, str]:
+        assert main(["fit", dwi, "--out", str(tmp_path / folder), *flags]) == DONE
+        warned = " ".join(capsys.readouterr().err.split())
+        (sidecar,) = (tmp_path / folder).glob("*_param-fa_desc-wls_dwimap.json")
+        return json.loads(sidecar.read_text())["Provenance"], warned
+
+    of_all, warned = fit("all")
+    assert "does not describe the signal at b = 2500" in warned
+    assert [shell["bval"] for shell in of_all["shells"]] == [1000, 2500]
+    of_low, warned = fit("low", "--max-bval", "1500")
+    assert "does not describe" not in warned
+    assert [shell["bval"] for shell in of_low["shells"]] == [1000]
+    assert any("12 volume(s) above b = 1500 s/mm2 were left out" in note for note in of_low["notes"])
+    assert main(["fit", dwi, "--out", str(tmp_path / "none"), "--max-bval", "500"]) == USER
+    assert "no diffusion weighting" in capsys.readouterr().err
+
+
+def test_standard_errors_are_written_beside_the_maps(scan, tmp_path, capsys):
+    assert main(["fit", str(scan), "--out", str(tmp_path), "--standard-errors", "--json"]) == DONE
+    assert {"fa_se", "md_se", "s0_se"} <= set(json.loads(capsys.readouterr().out)["maps"])
+    path = tmp_path / "scan_model-tensor_param-fa_desc-wlsse_dwimap.nii.gz"
+    assert 0 < np.median(nibabel.load(path).get_fdata()[6:10, 6:10, 3]) < 0.2
+    # found again, and not taken for what they are not
+    assert main(["fit", str(scan), "--out", str(tmp_path), "--standard-errors", "--json"]) == DONE
+    assert "fa_se" in json.loads(capsys.readouterr().out)["reused"]

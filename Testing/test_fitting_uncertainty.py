@@ -65,7 +65,7 @@ def test_errors_are_the_scatter_of_repeated_scans(model, method):
         # of the middle two thirds, because a few voxels far off say little of the others
         scatter = np.diff(np.percentile(maps[name], [15.9, 84.1]))[0] / 2
         told = np.median(maps[f"{name}_se"])
-        assert told == pytest.approx(scatter, rel=0.08), name
+        assert told == pytest.approx(scatter, rel=0.1), name
 
 
 @pytest.mark.parametrize(("model", "method"), [("dti", "wls"), ("dti", "robust"), ("noddi", "map"), ("noddi", "nlls")])
