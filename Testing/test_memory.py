@@ -19,8 +19,8 @@ SHAPE = (56, 64, 56, 256)
 """Many volumes of few voxels, so that maps and masks are small beside the scan."""
 
 COPY = 0.25
-"""A fit of a scan that stays in its file takes less than this fraction of it: half of that without any copy, and a
-fifth more for each copy of the brain."""
+"""A fit of a scan that stays in its file takes less than this fraction of it: about half of that, when nothing is
+copied. A copy of the scan would be 1, one of its brain 0.2."""
 
 CHILD = """
 import sys
