@@ -4,6 +4,7 @@
 #            PYTHON=command  the Python to build the environment with (3.11, 3.12 or 3.13)
 #            PIP_ARGS=...    passed to pip install, e.g. an index that has the CPU build of torch
 #            PYTEST_ARGS=... passed to pytest, e.g. PYTEST_ARGS='-k gradients'
+#            BENCH_ARGS=...  passed to the benchmarks, e.g. BENCH_ARGS='--only speed' or '--large'
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
@@ -26,7 +27,7 @@ help:
 	@echo "make lint              ruff and mypy"
 	@echo "make install           only the environment, in $(VENV)/"
 	@echo "make clean             remove what was built; $(VENV)/ and demo/ stay"
-	@echo "Variables: DWI, PYTHON, PIP_ARGS, PYTEST_ARGS (see the top of the Makefile)."
+	@echo "Variables: DWI, PYTHON, PIP_ARGS, PYTEST_ARGS, BENCH_ARGS (see the top of the Makefile)."
 
 install: $(INSTALLED)
 
@@ -57,8 +58,7 @@ test: $(INSTALLED)
 	QT_QPA_PLATFORM=offscreen $(VENV_PYTHON) -m pytest $(PYTEST_ARGS)
 
 bench: $(INSTALLED)
-	$(VENV_PYTHON) Testing/Benchmarks/run.py
-	$(VENV_PYTHON) Testing/Benchmarks/noddi.py
+	$(VENV_PYTHON) Testing/Benchmarks/run.py $(BENCH_ARGS)
 
 lint: $(INSTALLED)
 	@failed=0; \

@@ -120,6 +120,12 @@ class Acquisition:
         other._set_mask(mask)
         return other
 
+    def with_note(self, note: str) -> Acquisition:
+        """The same scan with one note more."""
+        other = copy(self)
+        object.__setattr__(other, "notes", (*self.notes, note))
+        return other
+
     def with_signal(self, signal: ArrayLike, note: str, gtab: GradientTable | None = None) -> Acquisition:
         """The scan after a preprocessing step, with a note of what was done."""
         return replace(self, signal=np.asarray(signal), gtab=gtab or self.gtab, notes=(*self.notes, note))

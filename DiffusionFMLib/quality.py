@@ -317,29 +317,30 @@ def _motion(acquisition: Acquisition, mask: NDArray[np.bool_], report: Report) -
     surface = HEAD_RADIUS_MM * np.vstack([np.eye(3), -np.eye(3)])
     found = []
     for group in groups:
-        volumes = []
-        for v in group:
+        mean = np.zeros(shape, np.float32)
+        signal = np.empty((len(group), len(position)), np.float32)
+        for row, v in zip(signal, group, strict=True):
             report.check()
-            low = resample(np.ascontiguousarray(acquisition.signal[..., v]), shape)
-            volumes.append(gaussian_filter(low, 1.0))
-        mean = np.mean(volumes, axis=0)
+            volume = gaussian_filter(resample(np.ascontiguousarray(acquisition.signal[..., v]), shape), 1.0)
+            mean += volume / len(group)
+            row[:] = volume[region]
         slope = np.stack([g[region] for g in np.gradient(mean, *spacing)], axis=1)
-        design = np.column_stack([slope, np.cross(position, slope), mean[region]])
-        signal = np.stack([volume[region] for volume in volumes])
-        poses = _unexplained(signal, acquisition.gtab.bvecs[group]) @ np.linalg.pinv(design).T
+        inverse = np.linalg.pinv(np.column_stack([slope, np.cross(position, slope), mean[region]])).T
+        # row by row, and before the directions' part is taken off: that saves copies in float64
+        poses = _unexplained(np.stack([row @ inverse for row in signal]), acquisition.gtab.bvecs[group])
         moved = poses[:, None, :3] + np.cross(poses[:, None, 3:6], surface)
         found.append(np.linalg.norm(moved, axis=2).max(axis=1))
     return np.concatenate(found)
 
 
-def _unexplained(signal: NDArray[np.float32], bvecs: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What neither the mean of a shell nor a quadratic form of the direction explains, shape as `signal`.
+def _unexplained(values: NDArray[np.float64], bvecs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What neither the mean of a shell nor a quadratic form of the direction explains, shape as `values` (N, ...).
 
     Without it, that fibres look different in every direction would pass for motion. What the form takes of the
     motion itself is made up for on average, by its share of the degrees of freedom.
     """
     design = quadratic_form(bvecs)
     if np.linalg.matrix_rank(design) < 6 or len(design) < 9:
-        design = np.ones((len(signal), 1))
+        design = np.ones((len(values), 1))
     hat = design @ np.linalg.pinv(design)
-    return (signal - hat @ signal) / np.sqrt(np.maximum(1 - np.diag(hat), 0.1))[:, None]
+    return (values - hat @ values) / np.sqrt(np.maximum(1 - np.diag(hat), 0.1))[:, None]

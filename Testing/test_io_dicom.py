@@ -16,7 +16,7 @@ from scan_files import BVALS, signal_of, write_scan
 
 from DiffusionFMLib.errors import InputError, JobCancelled
 from DiffusionFMLib.events import SilentReport
-from DiffusionFMLib.io import dicom, read_acquisition
+from DiffusionFMLib.io import dicom, nifti, read_acquisition
 from DiffusionFMLib.settings import ScanSettings
 
 
@@ -108,6 +108,17 @@ def test_names_hold_nothing_of_the_patient(folder: Path, tmp_path: Path, stand_i
     acquisition = read(folder)
     assert acquisition.name == "series-7"
     np.testing.assert_array_equal(acquisition.signal, signal_of())
+
+
+def test_a_converted_scan_is_not_left_in_its_file(
+    folder: Path, tmp_path: Path, stand_in, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nifti, "MAPPED_FROM", 1)
+    code = converted_scan(tmp_path, "7")
+    write_scan(tmp_path / "made", "7.nii", signal_of().astype(np.float32))
+    stand_in(code)
+    # the file is gone, and some systems cannot remove one that is mapped
+    assert read(folder).signal.flags.writeable
 
 
 def test_patient_data_are_left_out_of_the_conversion(folder: Path, tmp_path: Path, stand_in) -> None:

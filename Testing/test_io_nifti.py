@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scan_files import AXES, BVALS, BVECS, SHAPE, affine_of, signal_of, write_scan, write_text
 
-from DiffusionFMLib.errors import JobCancelled
+from DiffusionFMLib.errors import InputError, JobCancelled
 from DiffusionFMLib.events import SilentReport
 from DiffusionFMLib.gradients import GradientTable
-from DiffusionFMLib.io import compressed, read_acquisition, read_image
+from DiffusionFMLib.io import compressed, nifti, read_acquisition, read_image
 from DiffusionFMLib.settings import ScanSettings
 
 
@@ -109,6 +109,50 @@ def test_memory_is_the_float32_signal_and_one_volume(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1.2 * signal.nbytes
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "slope", "mapped"),
+    [
+        ("dwi.nii", "<f4", 1.0, True),
+        ("dwi.nii", "<f4", 2.0, False),
+        ("dwi.nii", ">f4", 1.0, False),
+        ("dwi.nii", "<i2", 1.0, False),
+        ("dwi.nii.gz", "<f4", 1.0, False),
+    ],
+)
+def test_a_large_scan_that_is_as_in_memory_stays_in_its_file(
+    name: str, dtype: str, slope: float, mapped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nifti, "MAPPED_FROM", signal_of().size)
+    values = signal_of().astype(dtype)
+    write_raw(tmp_path / "dwi.nii.gz", values, slope, 0.0)
+    if name == "dwi.nii":
+        (tmp_path / name).write_bytes(gzip.decompress((tmp_path / "dwi.nii.gz").read_bytes()))
+    signal = read(tmp_path / name)[0].signal
+    np.testing.assert_array_equal(signal, slope * values)
+    assert type(signal) is np.ndarray
+    assert signal.flags.writeable is not mapped
+    # an image that is not a scan is read
+    assert nifti.NiftiFile(tmp_path / name).read(SilentReport()).flags.writeable
+
+
+def test_a_small_scan_and_one_cut_short_are_never_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_scan(tmp_path, "dwi.nii", signal_of().astype(np.float32))
+    assert read(path)[0].signal.flags.writeable
+    monkeypatch.setattr(nifti, "MAPPED_FROM", 1)
+    assert not read(path)[0].signal.flags.writeable
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError, match="ends within volume"):
+        read(path)
+
+
+def test_a_mapped_scan_without_its_trace_volumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nifti, "MAPPED_FROM", 1)
+    vectors = BVECS.copy()
+    vectors[4] = 0
+    path = write_scan(tmp_path, "dwi.nii", signal_of().astype(np.float32), bvecs=vectors)
+    np.testing.assert_array_equal(read(path)[0].signal, np.delete(signal_of(), 4, axis=3))
 
 
 def test_fifth_axis_of_length_one_is_dropped_with_a_note(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from scan_files import AXES, affine_of, rotation, signal_of
 from DiffusionFMLib.errors import GradientError, InputError
 from DiffusionFMLib.events import SilentReport
 from DiffusionFMLib.io import read_acquisition, read_image, scan_files
+from DiffusionFMLib.io.nrrd import NrrdFile
 from DiffusionFMLib.session import Session
 from DiffusionFMLib.settings import ScanSettings
 
@@ -80,6 +81,16 @@ def write(
 
 def read(path: Path):
     return read_acquisition(ScanSettings(dwi=str(path)), SilentReport())
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_trace_volumes_are_left_out_wherever_the_volumes_lie(first: bool, tmp_path: Path) -> None:
+    write(tmp_path / "dwi.nrrd", first=first)
+    image = NrrdFile(tmp_path / "dwi.nrrd")
+    signal = image.read(SilentReport(), [0, 2, 3])
+    np.testing.assert_array_equal(signal, signal_of(volumes=N)[..., [0, 2, 3]])
+    # not a part of a larger array
+    assert signal.base is None or signal.base.size == signal.size
 
 
 def test_data_of_another_name_are_files_of_the_scan(tmp_path: Path) -> None:

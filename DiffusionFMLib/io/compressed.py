@@ -69,6 +69,12 @@ def opened(path: Path, offset: int = 0, gzipped: bool | None = None) -> Iterator
         raise InputError(msg, "Check the disk or the network drive.") from error
 
 
+def is_gzip(path: Path) -> bool:
+    """Whether a file is gzip, whatever its name."""
+    with opened(path, gzipped=False) as raw:
+        return raw.read(2) == GZIP_MAGIC
+
+
 def drain(file: BinaryIO) -> None:
     """Read to the end: a gzip stream's checksum is there, and tells of damage in the middle."""
     while file.read(1 << 20):
@@ -78,3 +84,10 @@ def drain(file: BinaryIO) -> None:
 def compress(data: bytes) -> bytes:
     """Gzip stream of the data; the same bytes each time (no name, no time)."""
     return bytes(_gzip.compress(data, compresslevel=_LEVEL, mtime=0))
+
+
+@contextmanager
+def compressing(raw: BinaryIO) -> Iterator[BinaryIO]:
+    """A file whose content goes to another as gzip, for what is too large to `compress` at once."""
+    with _gzip.GzipFile("", "wb", _LEVEL, raw, 0) as content:
+        yield content

@@ -56,8 +56,8 @@ class ExportedNode(ImageFile):
             msg = f"{self.stem}: {error.message}"
             raise GradientError(msg, error.hint) from error
 
-    def _values(self, report: Report, volumes: Sequence[int] | None) -> NDArray[np.float32]:
-        """The volumes of a voxel stay next to each other, as in the file."""
+    def _values(self, report: Report, volumes: Sequence[int] | None, mapped: bool) -> NDArray[np.float32]:
+        """The volumes of a voxel stay next to each other, as in the file; never mapped, since the file goes away."""
         out = np.empty(
             (*self._array.shape[:3], *([len(volumes)] if volumes is not None else self.shape[3:])), np.float32
         )

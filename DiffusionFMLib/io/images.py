@@ -54,8 +54,17 @@ class ImageFile(ABC):
         """The table that the file itself holds, if any."""
         return None
 
-    def read(self, report: Report, volumes: Sequence[int] | None = None) -> NDArray[np.float32]:
-        """Scaled values, shape (X, Y, Z) or (X, Y, Z, N); some volumes of it when asked.
+    def read(self, report: Report, volumes: Sequence[int] | None = None, mapped: bool = False) -> NDArray[np.float32]:
+        """Scaled values, shape (X, Y, Z) or (X, Y, Z, N).
+
+        Parameters
+        ----------
+        report : Report
+        volumes : sequence of int, optional
+            Only these.
+        mapped : bool
+            A large image may stay in its file, where that holds the values as they are: memory then takes only what
+            is being worked on. The array is read-only, and the file has to stay as it is.
 
         Raises
         ------
@@ -65,7 +74,7 @@ class ImageFile(ABC):
             If the report says so.
         """
         try:
-            return self._values(report, volumes)
+            return self._values(report, volumes, mapped)
         except MemoryError as error:
             size = 4 * math.prod(self.shape) / 2**30
             msg = f"{self.path.name} has shape {self.shape}, which needs {size:.1f} GiB: there is not enough memory."
@@ -77,7 +86,7 @@ class ImageFile(ABC):
         return [self.path]
 
     @abstractmethod
-    def _values(self, report: Report, volumes: Sequence[int] | None) -> NDArray[np.float32]:
+    def _values(self, report: Report, volumes: Sequence[int] | None, mapped: bool) -> NDArray[np.float32]:
         """See `read`."""
 
     @property

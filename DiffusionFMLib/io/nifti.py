@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -15,11 +16,14 @@ from numpy.typing import NDArray
 from DiffusionFMLib.errors import InputError
 from DiffusionFMLib.events import Report
 from DiffusionFMLib.gradients import image_rotation
-from DiffusionFMLib.io.compressed import drain, opened
+from DiffusionFMLib.io.compressed import drain, is_gzip, opened
 from DiffusionFMLib.io.images import READING, ImageFile
 
 CONFLICT_DEGREES: Final = 5.0
 """sform and qform that differ by a larger rotation are reported."""
+
+MAPPED_FROM: Final = 1 << 28
+"""Smaller images are always read, bytes: a mapped file that another program cuts short ends this one."""
 
 _HEADERS: Final = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 
@@ -54,8 +58,12 @@ class NiftiFile(ImageFile):
         self.affine = np.asarray(header.get_best_affine(), np.float64)
         self._check_orientation()
 
-    def _values(self, report: Report, volumes: Sequence[int] | None) -> NDArray[np.float32]:
+    def _values(self, report: Report, volumes: Sequence[int] | None, mapped: bool) -> NDArray[np.float32]:
         """Volume by volume, so that the file's own type never stands in memory as a whole."""
+        if mapped and volumes is None and self._mappable():
+            # not every drive can map; a plain array on the map, since what is made like it must not be one
+            with suppress(OSError):
+                return np.asarray(np.memmap(self.path, self._dtype, "r", self._offset, self.shape, order="F"))
         grid, count = self.shape[:3], self.n_volumes
         wanted = {volume: place for place, volume in enumerate(range(count) if volumes is None else volumes)}
         size = math.prod(grid) * self._dtype.itemsize
@@ -79,6 +87,18 @@ class NiftiFile(ImageFile):
                     out[..., wanted[volume]] = values
             drain(file)
         return out if len(self.shape) == 4 else out[..., 0]
+
+    def _mappable(self) -> bool:
+        """Whether the file holds a large image just as it would be in memory, and all of it."""
+        size = math.prod(self.shape) * self._dtype.itemsize
+        return (
+            size >= MAPPED_FROM
+            and self._dtype == np.float32
+            and self._scaling() == (1.0, 0.0)
+            and self._offset % self._dtype.itemsize == 0
+            and not is_gzip(self.path)
+            and self.path.stat().st_size >= self._offset + size
+        )
 
     def _scaling(self) -> tuple[float, float]:
         try:

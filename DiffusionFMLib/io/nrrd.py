@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,13 +93,19 @@ class NrrdFile(ImageFile):
             msg = f"{self.path.name}: {error.message}"
             raise GradientError(msg, error.hint) from error
 
-    def _values(self, report: Report, volumes: Sequence[int] | None) -> NDArray[np.float32]:
+    def _values(self, report: Report, volumes: Sequence[int] | None, mapped: bool) -> NDArray[np.float32]:
         """Slab by slab along the file's slowest axis."""
-        sizes, last = self._sizes, self._sizes[-1]
-        by_volume = self._volume_axis == len(sizes) - 1
-        kept = range(last) if volumes is None or not by_volume else list(volumes)
-        place = {slab: i for i, slab in enumerate(kept)}
-        out = np.empty((*sizes[:-1], len(place)), np.float32, order="F")
+        sizes, last, axis = self._sizes, self._sizes[-1], self._volume_axis
+        shape = list(sizes)
+        inside: tuple[Any, ...] = ()
+        place = {slab: slab for slab in range(last)}
+        if volumes is not None and axis is not None:
+            shape[axis] = len(volumes)
+            if axis == len(sizes) - 1:
+                place = {slab: i for i, slab in enumerate(volumes)}
+            else:
+                inside = (*[slice(None)] * axis, list(volumes))
+        out = np.empty(shape, np.float32, order="F")
         count = math.prod(sizes[:-1]) * self._dtype.itemsize
         with self._content() as files:
             file = next(files, None)
@@ -114,13 +120,10 @@ class NrrdFile(ImageFile):
                     raise InputError(msg, "Copy or download the file again.")
                 if slab in place:
                     with np.errstate(over="ignore"):
-                        out[..., place[slab]] = np.frombuffer(data, self._dtype).reshape(sizes[:-1], order="F")
+                        out[..., place[slab]] = np.frombuffer(data, self._dtype).reshape(sizes[:-1], order="F")[inside]
             if file is not None and self._encoding != "raw":
                 drain(file)
-        if self._volume_axis is None:
-            return out
-        values = np.moveaxis(out, self._volume_axis, -1)
-        return values if volumes is None or by_volume else values[..., list(volumes)]
+        return out if axis is None else np.moveaxis(out, axis, -1)
 
     @contextmanager
     def _content(self) -> Iterator[Iterator[BinaryIO]]:

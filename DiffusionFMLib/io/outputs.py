@@ -167,7 +167,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> Path:
 def nifti_bytes(
     data: NDArray[Any], affine: ArrayLike, window: tuple[float, float] = (0, 0), *, compressed: bool = True
 ) -> bytes:
-    """A NIfTI file: sform and qform in scanner coordinates, mm.
+    """A NIfTI file.
 
     Parameters
     ----------
@@ -179,12 +179,18 @@ def nifti_bytes(
     compressed : bool
         As gzip.
     """
+    image = nifti_image(data, affine, window)
+    return compress(image.to_bytes()) if compressed else bytes(image.to_bytes())
+
+
+def nifti_image(data: NDArray[Any], affine: ArrayLike, window: tuple[float, float] = (0, 0)) -> nib.Nifti1Image:
+    """A NIfTI image with sform and qform in scanner coordinates, mm; see `nifti_bytes`."""
     image = nib.Nifti1Image(data, affine)
     image.set_sform(affine, 1)
     image.set_qform(affine, 1)
     image.header.set_xyzt_units("mm")
     image.header["cal_min"], image.header["cal_max"] = window if window[1] > window[0] else (0, 0)
-    return compress(image.to_bytes()) if compressed else bytes(image.to_bytes())
+    return image
 
 
 def map_path(out: Path, stem: str, label: str, name: str, method: str) -> Path:

@@ -107,7 +107,8 @@ def read_acquisition(settings: ScanSettings, report: Report) -> Acquisition:
     Returns
     -------
     Acquisition
-        Without the vendor's trace volumes; what was normalised is in its notes.
+        Without the vendor's trace volumes; what was normalised is in its notes. A large signal may stay in its file,
+        read-only; see `ImageFile.read`.
 
     Raises
     ------
@@ -124,10 +125,13 @@ def read_acquisition(settings: ScanSettings, report: Report) -> Acquisition:
     if path.is_dir():
         with dicom.converted(path, settings.series, report) as series:
             return _read(NiftiFile(series.path), settings, report, series.stem)
-    return _read(open_image(path), settings, report)
+    return _read(open_image(path), settings, report, mapped=True)
 
 
-def _read(image: ImageFile, settings: ScanSettings, report: Report, name: str = "") -> Acquisition:
+def _read(
+    image: ImageFile, settings: ScanSettings, report: Report, name: str = "", *, mapped: bool = False
+) -> Acquisition:
+    """The scan in an image; `mapped` if the file will stay."""
     if len(image.shape) != 4:
         msg = f"{image.path.name} has 3 dimensions {image.shape}; expected 4: x, y, z and volumes."
         raise InputError(msg, "Choose the whole diffusion series, not a single volume of it.")
@@ -148,7 +152,7 @@ def _read(image: ImageFile, settings: ScanSettings, report: Report, name: str = 
         report.warning("trace-volumes", message)
         notes.append(message)
         gtab = gtab.subset(kept)
-    signal = image.read(report, None if kept is None else kept.tolist())
+    signal = image.read(report, None if kept is None else kept.tolist(), mapped)
     acquisition = Acquisition(signal, image.affine, gtab, None, name or image.stem, tuple(notes))
     for code, message in acquisition.out_of_protocol():
         report.warning(code, message)

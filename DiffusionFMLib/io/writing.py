@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
+from io import BytesIO
 from pathlib import Path
 from typing import Final
 
@@ -12,9 +14,9 @@ from numpy.typing import NDArray
 from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.errors import OutputError
 from DiffusionFMLib.gradients import SPACE_TO_RAS
-from DiffusionFMLib.io.compressed import compress
+from DiffusionFMLib.io.compressed import compressing
 from DiffusionFMLib.io.images import stem
-from DiffusionFMLib.io.outputs import nifti_bytes, write_bytes
+from DiffusionFMLib.io.outputs import nifti_image, replacing, write_bytes
 
 SPACE: Final = "left-posterior-superior"
 """Space of NRRD headers that are written: that of DICOM, ITK and Slicer's own files."""
@@ -44,11 +46,10 @@ def write_acquisition(acquisition: Acquisition, path: Path) -> list[Path]:
     if name.endswith((".nii", ".nii.gz")):
         return _write_nifti(acquisition, path, compressed=name.endswith(".gz"))
     if name.endswith(".nrrd"):
-        header = _nrrd_header(acquisition, "").encode()
-        return [write_bytes(path, header + compress(_raw(acquisition.signal)))]
+        return [_write_volumes(path, acquisition.signal, before=_nrrd_header(acquisition, "").encode())]
     if name.endswith(".nhdr"):
         _, data = written_files(path)
-        write_bytes(data, compress(_raw(acquisition.signal)))
+        _write_volumes(data, acquisition.signal)
         return [write_bytes(path, _nrrd_header(acquisition, data.name).encode()), data]
     msg = f"{path.name} is of no known format for scans; expected .nii.gz, .nii, .nrrd or .nhdr."
     raise OutputError(msg, "Choose one of these extensions.")
@@ -67,16 +68,26 @@ def _write_nifti(acquisition: Acquisition, path: Path, *, compressed: bool) -> l
     # the tables first: an image without them would look like a whole scan
     write_bytes(bval, _rows([gtab.bvals]))
     write_bytes(bvec, _rows(gtab.to_fsl(acquisition.affine).T))
-    data = nifti_bytes(acquisition.signal, acquisition.affine, compressed=compressed)
-    return [write_bytes(path, data), bval, bvec]
+    header = BytesIO()
+    nifti_image(acquisition.signal, acquisition.affine).header.write_to(header)
+    return [_write_volumes(path, acquisition.signal, header.getvalue(), compressed=compressed), bval, bvec]
 
 
 def _rows(rows: Iterable[NDArray[np.float64]]) -> bytes:
     return "".join(f"{' '.join(f'{value + 0.0:.10g}' for value in row)}\n" for row in rows).encode()
 
 
-def _raw(signal: NDArray[np.float32]) -> bytes:
-    return np.asarray(signal, "<f4").tobytes(order="F")
+def _write_volumes(
+    path: Path, signal: NDArray[np.float32], header: bytes = b"", *, before: bytes = b"", compressed: bool = True
+) -> Path:
+    """Write `before`, then header and signal, as gzip unless told otherwise; volume by volume to spare a copy."""
+    with replacing(path) as temporary, temporary.open("wb") as raw:
+        raw.write(before)
+        with compressing(raw) if compressed else nullcontext(raw) as file:
+            file.write(header)
+            for volume in range(signal.shape[3]):
+                file.write(np.asarray(signal[..., volume], "<f4").tobytes(order="F"))
+    return path
 
 
 def _nrrd_header(acquisition: Acquisition, data_file: str) -> str:

@@ -54,4 +54,4 @@ def prepare(acquisition: Acquisition, settings: FitSettings, report: Report) -> 
     report.progress(1, 1, "mask")
     volume = mask.sum() * acquisition.voxel_volume / 1000
     note = f"Brain mask made automatically (DIPY median_otsu, {volume:.0f} ml)."
-    return acquisition.with_signal(acquisition.signal, note).with_mask(mask)
+    return acquisition.with_note(note).with_mask(mask)

@@ -62,8 +62,10 @@ def mppca(acquisition: Acquisition, report: Report) -> Acquisition:
     with warnings.catch_warnings(), np.errstate(invalid="ignore"):
         warnings.simplefilter("ignore", UserWarning)
         signal = dipy_mppca(acquisition.signal, mask=focus, patch_radius=radii, out_dtype=np.float32)
-    keep = ~(np.asarray(focus)[..., None] & np.isfinite(signal))
-    signal[keep] = acquisition.signal[keep]
+    head = np.asarray(focus)
+    for v in range(count):
+        volume = signal[..., v]
+        np.copyto(volume, acquisition.signal[..., v], where=~(head & np.isfinite(volume)))
     report.progress(1, 1, "denoise")
     size = " x ".join(str(2 * r + 1) for r in radii)
     return acquisition.with_signal(signal, f"Denoised with MP-PCA (DIPY, {size} patches).")

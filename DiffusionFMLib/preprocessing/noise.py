@@ -86,11 +86,14 @@ def estimate_noise(acquisition: Acquisition, mask: NDArray[np.bool_]) -> NoiseEs
     if freedom < MIN_FREEDOM or not mask.any():
         return None
     scatter = np.zeros(mask.shape, np.float32)
+    largest = 0.0
     for z in np.flatnonzero(mask.any(axis=(0, 1))):
         here = mask[:, :, z]
-        scatter[here, z] = np.square(extract(acquisition.signal[:, :, z][here])).mean(axis=1)
+        signal = acquisition.signal[:, :, z][here]
+        largest = max(largest, float(np.abs(signal).max()))
+        scatter[here, z] = np.square(extract(signal)).mean(axis=1)
     typical = float(np.median(scatter[mask])) * freedom / chi2.median(freedom)
-    if not typical > (ROUNDING * float(np.abs(acquisition.signal[mask]).max())) ** 2:
+    if not typical > (ROUNDING * largest) ** 2:
         return None
     regular = mask & (scatter < ODD * typical)
     # what the limit cuts off of a chi-squared distribution, its mean lacks

@@ -1,7 +1,8 @@
 """NODDI beside AMICO: error against truth, and voxels per second, on one phantom in one run.
 
-``python Testing/Benchmarks/noddi.py`` prints a table. Without AMICO its columns are the published figures of the same
-schemes and noise levels, and say so. AMICO's time is that of its fit, without the set-up of its kernels.
+``python Testing/Benchmarks/noddi.py`` prints a table, of some schemes and noise levels if told so. Without AMICO its
+columns are the published figures of the same schemes and noise levels, and say so. AMICO's time is that of its fit,
+without the set-up of its kernels.
 """
 
 from __future__ import annotations
@@ -223,7 +224,10 @@ def main() -> None:
     parser.add_argument("--scheme", nargs="+", choices=tuple(SCHEMES), default=tuple(SCHEMES))
     parser.add_argument("--snr", nargs="+", type=int, default=SNRS)
     options = parser.parse_args()
-    table = rows(tuple(options.scheme), tuple(options.snr))
+    show(rows(tuple(options.scheme), tuple(options.snr)))
+
+
+def show(table: list[Row]) -> None:
     if find_spec("amico") is None:
         print("AMICO is not installed: its RMSE are published figures of another phantom, its speed is not known.")
     print(f"{'':<19}{'RMSE':>8}{'bias':>8}  {'AMICO':>8}{'bias':>8}  {'voxels/s':>9}{'AMICO':>8}{'ratio':>7}")

@@ -1,0 +1,54 @@
+"""How far a fit makes a fresh process grow, its results included: the scan is in memory before."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from DiffusionFMLib.acquisition import Acquisition
+from DiffusionFMLib.events import SilentReport
+from DiffusionFMLib.fitting import fit
+from DiffusionFMLib.gradients import GradientTable
+from DiffusionFMLib.physics import MODELS
+from DiffusionFMLib.settings import FitSettings
+
+
+def peak_memory(acquisition: Acquisition, model: str, method: str) -> float | None:
+    """Growth of resident memory during a fit, MiB; None where the system does not tell."""
+    if not sys.platform.startswith("linux"):
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "scan.npz"
+        gtab = acquisition.gtab
+        np.savez(path, signal=acquisition.signal, mask=acquisition.mask, bvals=gtab.bvals, bvecs=gtab.bvecs)
+        command = [sys.executable, __file__, str(path), model, method]
+        return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def main(path: str, model: str, method: str) -> None:
+    scan = np.load(path)
+    acquisition = Acquisition(
+        scan["signal"], np.eye(4), GradientTable(scan["bvals"], scan["bvecs"]), scan["mask"].astype(bool)
+    )
+    crop = Acquisition(acquisition.signal[40:56, 40:56, 20:30], acquisition.affine, acquisition.gtab)
+    settings = FitSettings(model=model, method=method, device="cpu")
+    # what libraries load on first use is not the fit's
+    fit(crop, MODELS[model], settings, SilentReport())
+
+    def resident(key: str) -> float:
+        found = re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text())
+        return int(found[1]) / 1024
+
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    fit(acquisition, MODELS[model], settings, SilentReport())
+    print(resident("VmHWM") - before)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
