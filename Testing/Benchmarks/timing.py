@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 from growth import peak_memory
@@ -46,29 +47,30 @@ def ours(acquisition: Acquisition, model: str, method: str) -> Fit:
     return fit(acquisition, MODELS[model], FitSettings(model=model, method=method, device="cpu"), SilentReport())
 
 
-def repeated(acquisition: Acquisition, model: str, method: str) -> list[float]:
-    """Times of our fit, run again and again for `BETWEEN_S`."""
+def repeated(work: Callable[[], object]) -> list[float]:
+    """Times of a call, made again and again for `BETWEEN_S`."""
     times: list[float] = []
     while sum(times) < BETWEEN_S:
-        times.append(seconds(lambda: ours(acquisition, model, method)))
+        times.append(seconds(work))
     return times
 
 
 def typical_seconds(acquisition: Acquisition, model: str, method: str) -> float:
     """Median time of our fit."""
-    return median(repeated(acquisition, model, method))
+    return median(repeated(partial(ours, acquisition, model, method)))
 
 
 def compare(name: str, model: str, method: str, acquisition: Acquisition, peers: dict, rounds: int) -> list[SpeedRow]:
     """Rows of ours beside each peer, a dictionary of names and calls; one row without when there is none."""
+    own_fit = partial(ours, acquisition, model, method)
     # what is compiled or loaded at first use is not the fit's
-    ours(acquisition, model, method)
+    own_fit()
     own, theirs = [], {peer: [] for peer in peers}
     for _ in range(rounds):
-        own += repeated(acquisition, model, method)
+        own += repeated(own_fit)
         for peer, work in peers.items():
             theirs[peer].append(seconds(work))
-        own += repeated(acquisition, model, method) if peers else []
+        own += repeated(own_fit) if peers else []
     ours_s, peak = median(own), peak_memory(acquisition, model, method)
     facts = (int(acquisition.mask.sum()), len(acquisition.gtab), peak)
     if not peers:
