@@ -84,6 +84,14 @@ def test_both_implementations_find_the_same(monkeypatch, method):
         assert np.percentile(difference, 98) < 1e-2, name
 
 
+def test_b_values_beyond_the_compiled_loop_are_fitted_too():
+    gtab = gradient_table(((1000.0, 20), (5000.0, 40)), 3)
+    theta = truth()
+    maps = run(scan(theta, gtab), "nlls")
+    assert np.median(np.abs(maps["ndi"].ravel() - theta[:, 3].numpy())) < 1e-3
+    assert np.median(np.abs(maps["odi"].ravel() - theta[:, 4].numpy())) < 1e-3
+
+
 def test_noise_floor_is_that_of_rician_noise():
     signal = torch.cat([torch.linspace(0, 15, 2001), torch.logspace(1, 5, 200)]).double().requires_grad_()
     for sigma in (0.3, 1.0, 7.0):

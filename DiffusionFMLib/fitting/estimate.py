@@ -16,7 +16,7 @@ from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.errors import InputError, ProtocolError
 from DiffusionFMLib.events import Report
 from DiffusionFMLib.fitting.contract import Estimator, FitOptions, Plan, maps_in_rows
-from DiffusionFMLib.fitting.device import choose_device
+from DiffusionFMLib.fitting.device import choose_device, one_thread_per_operation
 from DiffusionFMLib.fitting.estimators import plan
 from DiffusionFMLib.fitting.tiles import MIN_TILE, Voxels, for_each_tile, tile_size
 from DiffusionFMLib.fitting.uncertainty import scan_variance, standard_errors
@@ -114,10 +114,11 @@ def fit(
     output = Output(model, with_fit_maps(model.map_specs, settings.standard_errors), mask, voxels)
     run = TileFit(acquisition.gtab, model, settings, options, voxels, output)
     device = choose_device(settings.device)
-    if device.type == "cuda":
-        _run_on_gpu(run, device, settings.memory_mib, report)
-    else:
-        run.all_tiles(device, run.tile_size(device, settings.memory_mib), report)
+    with one_thread_per_operation():
+        if device.type == "cuda":
+            _run_on_gpu(run, device, settings.memory_mib, report)
+        else:
+            run.all_tiles(device, run.tile_size(device, settings.memory_mib), report)
     return output.finish(acquisition, {**_provenance(acquisition, model, settings, options), **run.facts})
 
 
@@ -196,7 +197,7 @@ class TileFit:
 
     def tile_size(self, device: torch.device, memory_mib: int) -> int:
         """Voxels per tile that this much memory affords."""
-        return tile_size(device, self.plan(device).rows * self.dtype.itemsize, memory_mib)
+        return tile_size(device, self.plan(device).rows * self.dtype.itemsize, memory_mib, len(self.voxels))
 
     def all_tiles(self, device: torch.device, size: int, report: Report) -> None:
         """Fit all voxels on a device, in tiles of this size."""

@@ -9,6 +9,7 @@ Two implementations of the same steps: batched torch for every device, and one c
 from __future__ import annotations
 
 import math
+from functools import cached_property, lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -50,13 +51,16 @@ from DiffusionFMLib.physics import DTI, NODDI
 from DiffusionFMLib.physics.noddi import PARALLEL, hindered_diffusivities, kappa_of
 from DiffusionFMLib.physics.noise import RicianNoise
 from DiffusionFMLib.physics.tensor_algebra import principal_axis
-from DiffusionFMLib.physics.watson import watson_coefficients
+from DiffusionFMLib.physics.watson import degree_for, watson_coefficients
 from DiffusionFMLib.settings import FitSettings
 
 SIGMA_STEPS: Final = 2
 MIN_FREEDOM: Final = 3
 MIN_SAMPLE: Final = 50
 """The noise level is found in so many steps, if so many volumes beyond the unknowns and so many voxels are there."""
+
+COMPILED_DEGREE: Final = 18
+"""The compiled loop holds no more terms of the Legendre series than to here."""
 
 
 class NoddiPlan(Plan):
@@ -73,8 +77,24 @@ class NoddiPlan(Plan):
         self._gtab, self._options, self._device, self._dtype = gtab, options, device, dtype
         self._is_map = settings.method == "map"
         self.sigma = 0.0
-        self._is_fused = fused.available() and device.type == "cpu" and dtype == torch.float32
-        self._ready: tuple[Problem, Protocol] | None = None
+        self._is_fused = (
+            fused.available()
+            and device.type == "cpu"
+            and dtype == torch.float32
+            and degree_for(gtab.bvals.max() / 1000) <= COMPILED_DEGREE
+        )
+
+    @cached_property
+    def _problem(self) -> Problem:
+        return Problem.of(DTI(), self._gtab, self._device, self._dtype)
+
+    @cached_property
+    def _protocol(self) -> Protocol:
+        return Protocol.of(self._gtab, self._device, self._dtype)
+
+    @cached_property
+    def _compiled(self) -> tuple[NDArray[Any], ...]:
+        return compiled_protocol(self._protocol)
 
     @property
     def rows(self) -> int:
@@ -110,14 +130,8 @@ class NoddiPlan(Plan):
 
     def estimator(self, voxels: int) -> NoddiEstimator:
         """See `Plan`."""
-        if self._ready is None:
-            self._ready = (
-                Problem.of(DTI(), self._gtab, self._device, self._dtype),
-                Protocol.of(self._gtab, self._device, self._dtype),
-            )
-        problem, protocol = self._ready
-        kind = FusedEstimator if self._is_fused else TorchEstimator
-        return kind(LeastSquares(problem, voxels), protocol, self._options, self.sigma)
+        known = LeastSquares(self._problem, voxels), self._protocol, self._options, self.sigma
+        return FusedEstimator(*known, self._compiled) if self._is_fused else TorchEstimator(*known)
 
 
 class NoddiEstimator(Estimator):
@@ -192,11 +206,18 @@ class NoddiEstimator(Estimator):
 class FusedEstimator(NoddiEstimator):
     """One compiled loop; numba compiles it at first use and keeps the result on disk."""
 
-    def __init__(self, tensor: LeastSquares, protocol: Protocol, options: FitOptions, sigma: float) -> None:
+    def __init__(
+        self,
+        tensor: LeastSquares,
+        protocol: Protocol,
+        options: FitOptions,
+        sigma: float,
+        protocol_arrays: tuple[NDArray[Any], ...],
+    ) -> None:
         super().__init__(tensor, protocol, options, sigma)
         settings = FitSettings(model=DTI.name, method="wls")
         self._tensor_fit = FusedTensorEstimator(tensor, None, settings, options)
-        self._protocol_arrays = compiled_protocol(protocol)
+        self._protocol_arrays = protocol_arrays
 
     def directions(self) -> Tensor:
         """See `NoddiEstimator`."""
@@ -224,13 +245,7 @@ def compiled_protocol(protocol: Protocol) -> tuple[NDArray[Any], ...]:
     from DiffusionFMLib.fitting.fused.noddi import TERMS
 
     order = torch.argsort(protocol.group, stable=True)
-    degrees = range(0, protocol.l_max + 1, 2)
-    # Legendre polynomials of a cosine as polynomials of u = its square - 1/2, whose terms stay small
-    monomials = np.zeros((TERMS, len(degrees)))
-    for place, degree in enumerate(degrees):
-        of_square = Polynomial(legendre.leg2poly(np.eye(degree + 1)[degree])[::2])
-        monomials[: place + 1, place] = of_square(Polynomial([0.5, 1])).coef
-    series = monomials * protocol.sticks.double().numpy()[:, None, :]
+    series = shifted_legendre(protocol.l_max, TERMS) * protocol.sticks.double().numpy()[:, None, :]
 
     ndi, odi = torch.tensor(STARTS, dtype=torch.float64).T
     watson = watson_coefficients(kappa_of(odi), protocol.l_max).numpy()
@@ -244,6 +259,22 @@ def compiled_protocol(protocol: Protocol) -> tuple[NDArray[Any], ...]:
         protocol.free[order].float().numpy(),
         *(np.ascontiguousarray(part, np.float32) for part in (series, protocol.table.numpy(), fans, fan_series)),
     )
+
+
+@lru_cache(maxsize=4)
+def shifted_legendre(l_max: int, terms: int) -> NDArray[np.float64]:
+    """Even Legendre polynomials of a cosine as polynomials of its square - 1/2, whose terms stay small.
+
+    Returns
+    -------
+    ndarray, shape (terms, l_max / 2 + 1)
+        Coefficients from the constant on, one column for each degree.
+    """
+    coefficients = np.zeros((terms, l_max // 2 + 1))
+    for place, degree in enumerate(range(0, l_max + 1, 2)):
+        of_square = Polynomial(legendre.leg2poly(np.eye(degree + 1)[degree])[::2])
+        coefficients[: place + 1, place] = of_square(Polynomial([0.5, 1])).coef
+    return coefficients
 
 
 class TorchEstimator(NoddiEstimator):

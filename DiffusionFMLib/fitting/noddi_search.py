@@ -21,7 +21,7 @@ UNKNOWNS: Final = 6
 LOW, HIGH = (0.0, MIN_ODI, 0.0), (1.0, MAX_ODI, 1.0)
 """Bounds of NDI, ODI and FWF."""
 
-PRIOR: Final = ((1.0, 1.0), (2.0, 0.5), (0.0, 1.0))
+PRIOR: Final = ((1.0, 1.0), (2.0, 0.9), (0.0, 1.0))
 """Exponents of x and 1 - x in the prior density of NDI, ODI and FWF: neither none nor all, and little free water.
 
 ODI's first is higher, because the direction is fitted, not averaged over: where a fan hardly shows, noise makes a sharp
@@ -30,7 +30,7 @@ one in some direction.
 
 MAX_ITERATIONS: Final = 100
 
-TOLERANCE: Final = 3e-6
+TOLERANCE: Final = 1e-5
 """A step that lowers the cost by less than this fraction is the last."""
 
 MAX_TURN: Final = 0.8

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -82,6 +83,7 @@ class Protocol:
         return Protocol(b, bvecs, self.group, free, sticks, self.l_max, table)
 
 
+@lru_cache(maxsize=4)
 def _watson_table(l_max: int) -> Tensor:
     """Watson coefficients and their derivatives by ODI, shape (TABLE, 2, K), float64."""
     # at ODI 0 the concentration is infinite; nothing below the bound is ever looked up

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from DiffusionFMLib.events import Report
-from DiffusionFMLib.fitting.device import cpu_workers, keep_small_allocations, one_thread_per_operation
+from DiffusionFMLib.fitting.device import cpu_workers, keep_small_allocations
 
 CPU_TILE = 8192
 """Voxels in a tile on the CPU at most: enough to hide the cost of calling an operation."""
@@ -27,7 +27,10 @@ CUDA_TILE = 1 << 18
 """Voxels in a tile on a GPU, memory allowing."""
 
 MIN_TILE = 1024
-"""Tiles are not made smaller than this to save memory."""
+"""Tiles are not made smaller than this."""
+
+TILES_EACH = 4
+"""Every thread gets so many tiles, if they are not too small then."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +94,7 @@ class Voxels:
         return count
 
 
-def tile_size(device: torch.device, voxel_bytes: int, memory_mib: int) -> int:
+def tile_size(device: torch.device, voxel_bytes: int, memory_mib: int, count: int) -> int:
     """Voxels per tile, a power of two.
 
     Parameters
@@ -101,10 +104,15 @@ def tile_size(device: torch.device, voxel_bytes: int, memory_mib: int) -> int:
         Working memory per voxel.
     memory_mib : int, MiB
         What all tiles at work may take together.
+    count : int
+        Voxels in all.
     """
     size, budget = CUDA_TILE, memory_mib << 20
     if device.type == "cpu":
         size, budget = CPU_TILE, min(CPU_BYTES, budget) // cpu_workers()
+        # while the last tiles are at work, other threads idle: small ones, not for long
+        while size * TILES_EACH * cpu_workers() > count and size > MIN_TILE:
+            size //= 2
     while size * voxel_bytes > budget and size > MIN_TILE:
         size //= 2
     return size
@@ -145,7 +153,7 @@ def for_each_tile(
             memory.work = make_worker()
         memory.work(start)
 
-    with one_thread_per_operation(), ThreadPoolExecutor(min(cpu_workers(), len(starts))) as pool:
+    with ThreadPoolExecutor(min(cpu_workers(), len(starts))) as pool:
         pending: set[Future[None]] = {pool.submit(run, start) for start in starts}
         try:
             while pending:
