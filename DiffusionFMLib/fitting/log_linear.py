@@ -41,7 +41,7 @@ class LogLinearPlan(Plan):
         self._shape = len(gtab), len(model.parameters)
         self._is_fused = (
             isinstance(model, DTI)
-            and settings.method == "wls"
+            and settings.method in ("ols", "wls")
             and device.type == "cpu"
             and dtype == torch.float32
             and fused.available()
@@ -157,7 +157,7 @@ class LogLinearEstimator(Estimator):
 
 
 class FusedTensorEstimator(LogLinearEstimator):
-    """Weighted least squares of the tensor with its maps, as one compiled loop."""
+    """Ordinary or weighted least squares of the tensor with its maps, as one compiled loop."""
 
     def solve(self) -> Solution:
         """See `Estimator`."""
@@ -169,11 +169,12 @@ class FusedTensorEstimator(LogLinearEstimator):
         from DiffusionFMLib.fitting.fused import tensor as kernel
 
         design, signal = self.solver.problem.design, self.signal
+        reweightings = self.settings.reweightings if self.settings.method == "wls" else 0
         theta = torch.empty(len(DTI.parameters), signal.shape[1])
         rows = torch.empty(kernel.MAP_ROWS + 1, signal.shape[1])
-        kernel.weighted(
+        kernel.fit(
             signal.numpy(), design.basis.numpy(), design.basis_t.numpy(), design.products.numpy(),
-            design.to_theta.numpy(), self.options.min_signal, self.settings.reweightings, MIN_DIFFUSIVITY, MAX_RESIDUAL,
+            design.to_theta.numpy(), self.options.min_signal, reweightings, MIN_DIFFUSIVITY, MAX_RESIDUAL,
             theta.numpy(), rows.numpy(),
         )  # fmt: skip
         heights = [max(1, len(spec.components)) for spec in (*DTI.map_specs, RESIDUAL)]

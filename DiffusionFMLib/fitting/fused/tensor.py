@@ -1,4 +1,4 @@
-"""The weighted fit of the tensor and its maps as one compiled loop for the CPU.
+"""Ordinary and weighted least squares of the tensor and its maps as one compiled loop for the CPU.
 
 A block of voxels stays in the fastest cache from the logarithm to the maps. The arithmetic is that of `least_squares`,
 `tensor_algebra` and `dti.tensor_maps`; comments there are not repeated here.
@@ -119,8 +119,8 @@ def maps(theta, lowest, out):
     "void(f4[:, ::1], f4[:, ::1], f4[:, ::1], f4[:, ::1], f4[:, ::1], f4, i8, f4, f4, f4[:, ::1], f4[:, ::1])",
     nogil=True, cache=True, error_model="numpy", fastmath=FAST,
 )  # fmt: skip
-def weighted(signal, basis, basis_t, products, to_theta, min_signal, reweightings, lowest, max_residual, theta, out):
-    """Fit a tile.
+def fit(signal, basis, basis_t, products, to_theta, min_signal, reweightings, lowest, max_residual, theta, out):
+    """Fit a tile; with no reweightings, ordinary least squares.
 
     signal (N, V); basis, basis_t, products, to_theta: of `least_squares.Design`; theta (7, V) and out
     (`MAP_ROWS` + 1, V) receive the parameters, and the maps and the residual.
