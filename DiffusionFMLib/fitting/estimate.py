@@ -19,7 +19,7 @@ from DiffusionFMLib.fitting.contract import Estimator, FitOptions, Plan, maps_in
 from DiffusionFMLib.fitting.device import choose_device, one_thread_per_operation
 from DiffusionFMLib.fitting.estimators import plan
 from DiffusionFMLib.fitting.tiles import MIN_TILE, Voxels, for_each_tile, tile_size
-from DiffusionFMLib.fitting.uncertainty import scan_variance, standard_errors
+from DiffusionFMLib.fitting.uncertainty import scan_variance, standard_errors, working_rows
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.maps import FitStatus, MapSpec, ParameterMap, with_fit_maps
 from DiffusionFMLib.physics import SignalModel
@@ -197,7 +197,10 @@ class TileFit:
 
     def tile_size(self, device: torch.device, memory_mib: int) -> int:
         """Voxels per tile that this much memory affords."""
-        return tile_size(device, self.plan(device).rows * self.dtype.itemsize, memory_mib, len(self.voxels))
+        rows = self.plan(device).rows
+        if self.settings.standard_errors:
+            rows += working_rows(len(self.gtab), len(self.model.parameters))
+        return tile_size(device, rows * self.dtype.itemsize, memory_mib, len(self.voxels))
 
     def all_tiles(self, device: torch.device, size: int, report: Report) -> None:
         """Fit all voxels on a device, in tiles of this size."""

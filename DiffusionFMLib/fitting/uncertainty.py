@@ -27,6 +27,11 @@ MAX_ERROR: Final = 1e3
 """Errors are cut off here, where the data do not determine a map at all."""
 
 
+def working_rows(volumes: int, unknowns: int) -> int:
+    """Numbers of working memory, in float32, that standard errors take for each voxel of a tile."""
+    return 4 * unknowns * (volumes + 2 * unknowns)
+
+
 def scan_variance(estimator: Estimator, sample: Tensor) -> float:
     """Variance of a scan's noise, from what the fit of typical voxels leaves.
 
