@@ -1,0 +1,160 @@
+"""What a voxel's measurements say about its parameters, in a form that knows no protocol.
+
+For a log-linear model ln S = B theta the measurements enter an estimate only through the information matrix A = B'WB
+and the vector r = B'Wy, whatever the directions and b-values: here in whitened coordinates u, with the magnitude
+image's noise in mind. The logarithm of a Rician signal with s = S / sigma has the expectation
+ln s + E1(s^2 / 2) / 2, whose derivative by ln s is 1 - exp(-s^2 / 2); both matter below s = 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from DiffusionFMLib.fitting.cholesky import diagonal_entries
+from DiffusionFMLib.prior.coordinates import WhitenedDesign
+from DiffusionFMLib.prior.systems import add_diagonal, inverse, solve
+
+FIRST_STEPS: Final = 3
+"""Weights of the first estimate: from the measured signal once, then from the predicted one."""
+
+MIN_SIGNAL: Final = 0.05
+"""Measured signals are raised to this, sigma: below, the logarithm is all noise."""
+
+LOG_RANGE: Final = (-12.0, 7.0)
+"""Predicted log signals over sigma are kept in here, so that weights stay finite."""
+
+EULER: Final = 0.5772156649015329
+
+
+@dataclass(frozen=True, eq=False)
+class Information:
+    """What data say about coordinates u: a Gaussian in u up to a constant, exp(-u'Au/2 + r'u).
+
+    Parameters
+    ----------
+    precision : Tensor, shape (P (P + 1) / 2, V)
+        A, packed.
+    vector : Tensor, shape (P, V)
+        r.
+    """
+
+    precision: Tensor
+    vector: Tensor
+
+    def __add__(self, other: Information) -> Information:
+        return Information(self.precision + other.precision, self.vector + other.vector)
+
+    def __len__(self) -> int:
+        return self.vector.shape[1]
+
+    def nothing(self) -> Information:
+        """No information on as many voxels."""
+        return Information(torch.zeros_like(self.precision), torch.zeros_like(self.vector))
+
+
+@dataclass(frozen=True, eq=False)
+class FrontEnd:
+    """What the network is shown of the data.
+
+    Parameters
+    ----------
+    mean : Tensor, shape (P, V)
+        Ridge estimate: the data and the unit Gaussian that all tissues together are.
+    covariance : Tensor, shape (P (P + 1) / 2, V)
+        Of that estimate, packed.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+
+    def features(self) -> Tensor:
+        """Mean, log standard deviations and correlations, shape (P + P (P + 1) / 2, V), each of order 1."""
+        size = len(self.mean)
+        diagonal = diagonal_entries(size)
+        sd = self.covariance[diagonal].clamp_min(1e-12).sqrt()
+        rows = [i for j in range(size) for i in range(j + 1, size)]
+        columns = [j for j in range(size) for i in range(j + 1, size)]
+        off = [k for k in range(len(self.covariance)) if k not in diagonal]
+        correlation = self.covariance[off] / (sd[rows] * sd[columns])
+        return torch.cat([self.mean, sd.log() + 2, correlation])
+
+
+class Measurements:
+    """A protocol's measurements of many voxels, to be turned into information at any expansion point.
+
+    Parameters
+    ----------
+    signal : Tensor, shape (N, V)
+    design : WhitenedDesign
+        In the same signal unit: ln S0 = 0 is typical tissue.
+    sigma : Tensor, shape () or (V,)
+        Standard deviation of the noise in each of the receiver's channels.
+    """
+
+    def __init__(self, signal: Tensor, design: WhitenedDesign, sigma: Tensor) -> None:
+        self._design = design
+        self._log_sigma = sigma.log()
+        self._log_signal = (signal / sigma).clamp_min(MIN_SIGNAL).log()
+
+    def around(self, u: Tensor) -> Information:
+        """Information with weights from the signal that coordinates u, shape (P, V), predict."""
+        design = self._design
+        predicted = (design.log_signal(u) - self._log_sigma).clamp(*LOG_RANGE)
+        square = (2 * predicted).exp()
+        gain = -torch.expm1(-0.5 * square)
+        residual = self._log_signal - predicted - 0.5 * exponential_integral(0.5 * square)
+        weight = gain * square
+        linear = weight * (design.matrix @ u) + square * residual
+        return Information(design.products @ weight, design.matrix.T @ linear)
+
+    def first_guess(self, extra: Information | None = None) -> tuple[Tensor, Information]:
+        """Ridge estimate of the data, and of `extra` when given; and the data's information there."""
+        design = self._design
+        weight = (2 * self._log_signal).exp()
+        centred = self._log_signal + self._log_sigma - design.offset
+        information = Information(design.products @ weight, design.matrix.T @ (weight * centred))
+        for step in range(FIRST_STEPS):
+            total = information if extra is None else information + extra
+            u = solve(add_diagonal(total.precision, 1.0), total.vector)
+            if step < FIRST_STEPS - 1:
+                information = self.around(u)
+        return u, information
+
+
+def front_end(measurements: Measurements, extra: Information | None = None) -> tuple[FrontEnd, Information]:
+    """The network's input, and the data's information at the ridge estimate.
+
+    Parameters
+    ----------
+    measurements : Measurements
+    extra : Information, optional
+        Other knowledge of the same voxels, such as a noisy look at the truth.
+    """
+    with torch.no_grad():
+        u, _ = measurements.first_guess(extra)
+        information = measurements.around(u)
+        total = information if extra is None else information + extra
+        return FrontEnd(u, inverse(add_diagonal(total.precision, 1.0))), information
+
+
+def concatenate(parts: Sequence[Information]) -> Information:
+    """Information of all voxels of some parts, one after another."""
+    return Information(torch.cat([p.precision for p in parts], 1), torch.cat([p.vector for p in parts], 1))
+
+
+def exponential_integral(x: Tensor) -> Tensor:
+    """E1(x) for x > 0, to 5e-5 (Abramowitz and Stegun, 1964, 5.1.11 and 5.1.54)."""
+    small = x.clamp_max(1.0)
+    series = (
+        -EULER
+        - small.log()
+        + small * (1 + small * (-1 / 4 + small * (1 / 18 + small * (-1 / 96 + small * (1 / 600 - small / 4320)))))
+    )
+    large = x.clamp(1.0, 80.0)
+    ratio = (large * (large + 2.334733) + 0.250621) / (large * (large + 3.330657) + 1.681534)
+    return torch.where(x < 1, series, ratio * (-large).exp() / large)
