@@ -39,7 +39,8 @@ def tensors(count: int, seed: int = 0) -> NDArray[np.float64]:
     axes = Rotation.random(count, rng=rng).as_matrix()
     evals = rng.uniform([1.2, 0.3, 0.2], [1.8, 0.6, 0.5], (count, 3))
     matrices = np.einsum("vij,vj,vkj->vik", axes, evals, axes)
-    return np.concatenate([matrices[:, *np.triu_indices(3)].T, rng.normal(0, 0.2, (1, count))])
+    rows, columns = np.triu_indices(3)
+    return np.concatenate([matrices[:, rows, columns].T, rng.normal(0, 0.2, (1, count))])
 
 
 def scan(theta: NDArray[np.float64], gtab: GradientTable, sigma: float, seed: int = 0) -> Tensor:
@@ -109,8 +110,8 @@ def test_posterior_is_differentiable_by_the_prior() -> None:
 
 
 def test_exponential_integral_is_that_of_scipy() -> None:
-    x = np.geomspace(1e-6, 60, 500)
-    np.testing.assert_allclose(exponential_integral(torch.as_tensor(x)).numpy(), exp1(x), atol=6e-5, rtol=2e-4)
+    x = torch.as_tensor(np.geomspace(1e-6, 60, 500))
+    np.testing.assert_allclose(exponential_integral(x, (-x).exp()).numpy(), exp1(x), atol=2e-3)
 
 
 def test_whitened_coordinates_are_those_of_the_model() -> None:

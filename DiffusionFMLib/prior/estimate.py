@@ -17,7 +17,8 @@ from DiffusionFMLib.gradients import image_rotation
 from DiffusionFMLib.physics.tensor_arrays import AS_MATRIX
 from DiffusionFMLib.preprocessing.noise import NoiseEstimate
 from DiffusionFMLib.prior.coordinates import Coordinates, WhitenedDesign
-from DiffusionFMLib.prior.information import Measurements, front_end
+from DiffusionFMLib.prior.information import Information, Measurements, front_end
+from DiffusionFMLib.prior.neighbourhood import pooled_estimate
 from DiffusionFMLib.prior.network import conditions
 from DiffusionFMLib.prior.posterior import posterior
 from DiffusionFMLib.prior.systems import unpack
@@ -97,18 +98,21 @@ def estimate(
         return Measurements(part, design, torch.from_numpy(np.ascontiguousarray(sigma[voxels])).to(device))
 
     chunks = [slice(start, min(start + CHUNK, len(signal))) for start in range(0, len(signal), CHUNK)]
-    features = torch.zeros(len(coordinates) * (len(coordinates) + 3) // 2, len(signal), device=device)
+    size = len(coordinates)
+    packed = size * (size + 1) // 2
+    # first estimate, its spread, and the data's information
+    seen = torch.empty(size + packed + packed + size, len(signal), device=device)
     for chunk in chunks:
         report.check()
-        features[:, chunk] = front_end(measured(chunk))[0].features()
+        front, data = front_end(measured(chunk))
+        seen[:, chunk] = torch.cat([front.mean, front.spread(), data.precision, data.vector])
     told = conditions(
         torch.as_tensor(acquisition.voxel_sizes[None], dtype=torch.float32, device=device),
         torch.tensor([noise.correlation], dtype=torch.float32, device=device),
         torch.tensor([noise.sigma / scale], dtype=torch.float32, device=device),
     )
-    raw = _neighbourhood(features, mask, told, trained)
+    raw = _neighbourhood(seen, mask, told, trained)
 
-    size = len(coordinates)
     theta, ridge = (np.empty((size, len(signal)), np.float32) for _ in range(2))
     covariance = np.empty((size, size, len(signal)), np.float32)
     data_fraction = np.empty(len(signal), np.float32)
@@ -126,22 +130,24 @@ def estimate(
     return PriorEstimate(theta, ridge, covariance, data_fraction)
 
 
-def _neighbourhood(features: Tensor, mask: NDArray[np.bool_], told: Tensor, trained: TrainedPrior) -> Tensor:
-    """The network's raw output for masked voxels, shape (C, V), from features of masked voxels, shape (F, V)."""
-    multiple = trained.network.shape.multiple
+def _neighbourhood(seen: Tensor, mask: NDArray[np.bool_], told: Tensor, trained: TrainedPrior) -> Tensor:
+    """The network's raw output for masked voxels, shape (C, V), from what is known of them one by one."""
+    size, multiple = len(trained.coordinates), trained.network.shape.multiple
+    packed = size * (size + 1) // 2
     inside = np.argwhere(mask)
     low, high = inside.min(0) - MARGIN, inside.max(0) + 1 + MARGIN
-    edges = -(-(high - low) // multiple) * multiple
-    place = torch.from_numpy(np.ravel_multi_index(tuple((inside - low).T), tuple(edges))).to(features.device)
-    volume = features.new_zeros(len(features), int(edges.prod()))
-    volume[:, place] = features
-    brain = features.new_zeros(1, int(edges.prod()))
+    nx, ny, nz = (int(edge) for edge in -(-(high - low) // multiple) * multiple)
+    place = torch.from_numpy(np.ravel_multi_index(tuple((inside - low).T), (nx, ny, nz))).to(seen.device)
+    volume = seen.new_zeros(len(seen), nx * ny * nz)
+    volume[:, place] = seen
+    mean, spread, precision, vector = volume.split([size, packed, packed, size])
+    pooled = pooled_estimate(Information(precision, vector), (nx, ny, nz))
+    brain = seen.new_zeros(1, nx * ny * nz)
     brain[:, place] = 1
-    shape = tuple(int(edge) for edge in edges)
-    layout = torch.channels_last_3d
+    features = torch.cat([mean, pooled * brain, spread]).reshape(1, -1, nx, ny, nz)
     with torch.no_grad():
         raw = trained.network(
-            volume.reshape(1, -1, *shape).contiguous(memory_format=layout), brain.reshape(1, 1, *shape), told
+            features.contiguous(memory_format=torch.channels_last_3d), brain.reshape(1, 1, nx, ny, nz), told
         )
     return raw[0].reshape(raw.shape[1], -1)[:, place].float()
 

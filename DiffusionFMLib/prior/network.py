@@ -25,6 +25,9 @@ TYPICAL_LOG_SIGMA: Final = -2.7
 START_LOG_PRECISION: Final = 3.5
 """Logarithm of the precision that training starts from: a prior sd of 0.17 in whitened coordinates."""
 
+LINEAR_GAIN: Final = 3.0
+"""Filters of the linear path reach weights near 1; this lets them do so at the other weights' learning rate."""
+
 LOG_PRECISION_RANGE: Final = (-4.0, 10.0)
 
 
@@ -93,16 +96,16 @@ class PriorNetwork(nn.Module):
         self.packed = p * (p + 1) // 2
         widths = [shape.channels * 2**level for level in range(shape.levels + 1)]
         # the mask tells voxels without data from typical ones
-        self.stem = nn.Conv3d(p + self.packed + 1, widths[0], 1)
-        self.smooth = nn.Conv3d(p, p, 3, padding=1)
+        self.stem = nn.Conv3d(2 * p + self.packed + 1, widths[0], 1)
+        self.linear = nn.Conv3d(2 * p, p, 3, padding=1)
         self.condition = nn.Sequential(nn.Linear(CONDITIONS, 32), nn.SiLU(), nn.Linear(32, 32), nn.SiLU())
         self.down = nn.ModuleList(_Stage(w, shape.blocks) for w in widths)
         self.narrow = nn.ModuleList(nn.Conv3d(a, b, 1) for a, b in zip(widths, widths[1:], strict=False))
         self.up = nn.ModuleList(_Stage(w, shape.blocks) for w in widths[:-1])
         self.widen = nn.ModuleList(nn.Conv3d(b, a, 1) for a, b in zip(widths, widths[1:], strict=False))
         self.head = nn.Conv3d(widths[0], p + self.packed, 1)
-        nn.init.zeros_(self.smooth.weight)
-        nn.init.zeros_(self.smooth.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)  # type: ignore[arg-type]
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
         diagonal = diagonal_entries(p)
@@ -113,13 +116,12 @@ class PriorNetwork(nn.Module):
 
         Parameters
         ----------
-        features : Tensor, shape (B, P + P (P + 1) / 2, X, Y, Z)
-            See `FrontEnd.features`.
+        features : Tensor, shape (B, 2 P + P (P + 1) / 2, X, Y, Z)
+            See `neighbourhood.network_input`; zero where there are no data.
         mask : Tensor, shape (B, 1, X, Y, Z)
-            1 where there are data; features elsewhere are not looked at.
+            1 where there are data.
         conditions : Tensor, shape (B, `CONDITIONS`)
         """
-        features = features * mask
         told = self.condition(conditions)
         h = self.stem(torch.cat([features, mask], 1))
         kept = []
@@ -133,8 +135,9 @@ class PriorNetwork(nn.Module):
             h = self.up[level](h + kept[level], told)
         raw = self.head(functional.silu(h))
         p = self.shape.unknowns
-        means = features[:, :p]
-        return torch.cat([raw[:, :p] + means + self.smooth(means), raw[:, p:]], 1)
+        # what the neighbours say together is a good start, which the network only has to mend
+        mean = features[:, p : 2 * p] + LINEAR_GAIN * self.linear(features[:, : 2 * p]) + raw[:, :p]
+        return torch.cat([mean, raw[:, p:]], 1)
 
     def local_prior(self, raw: Tensor) -> LocalPrior:
         """The prior that raw output, shape (P + P (P + 1) / 2, V), stands for.

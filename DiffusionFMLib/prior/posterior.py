@@ -40,10 +40,14 @@ class Posterior:
         """Logarithm of the precision's determinant, shape (V,)."""
         return log_determinant(self.precision)
 
+    def distance(self, u: Tensor) -> Tensor:
+        """Squared Mahalanobis distance of coordinates u from the mean, shape (V,); P on average when all is right."""
+        error = u - self.mean
+        return (error * multiply(self.precision, error)).sum(0)
+
     def log_prob(self, u: Tensor) -> Tensor:
         """Log probability density of coordinates u, shape (V,), without the constant P/2 ln(2 pi)."""
-        error = u - self.mean
-        return 0.5 * (self.log_determinant - (error * multiply(self.precision, error)).sum(0))
+        return 0.5 * (self.log_determinant - self.distance(u))
 
     def covariance(self) -> Tensor:
         """Packed covariance, shape (P (P + 1) / 2, V)."""

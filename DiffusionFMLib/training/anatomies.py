@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -83,17 +84,8 @@ def cached(folder: Path, name: str, make: Callable[[], Anatomy]) -> Anatomy:
     return Anatomy.load(path)
 
 
-def simulated_anatomies(folder: Path, brains: int, phantoms: int, report: Report) -> Iterator[Anatomy]:
-    """Simulated heads and random anatomies, from the folder or new.
-
-    Parameters
-    ----------
-    folder : Path
-        Where they are kept between runs.
-    brains, phantoms : int
-        How many of each.
-    report : Report
-    """
+def simulated_brains(folder: Path, count: int, report: Report) -> Iterator[Anatomy]:
+    """Simulated heads, from the folder or new."""
     from DiffusionFMLib.simulation.anatomy import Architecture
 
     architecture: list[Architecture] = []
@@ -103,12 +95,16 @@ def simulated_anatomies(folder: Path, brains: int, phantoms: int, report: Report
             architecture.append(Architecture(report))
         return simulated_brain(architecture[0], seed)
 
-    for seed in range(brains):
-        report.progress(seed, brains + phantoms, "Anatomies")
-        yield cached(folder, f"brain{seed:03d}", lambda seed=seed: brain(seed))  # type: ignore[misc]
-    for seed in range(phantoms):
-        report.progress(brains + seed, brains + phantoms, "Anatomies")
-        yield cached(folder, f"random{seed:03d}", lambda seed=seed: random_phantom(seed))  # type: ignore[misc]
+    for seed in range(count):
+        report.progress(seed, count, "Brains")
+        yield cached(folder, f"brain{seed:03d}", partial(brain, seed))
+
+
+def random_phantoms(folder: Path, count: int, report: Report) -> Iterator[Anatomy]:
+    """Random anatomies, from the folder or new."""
+    for seed in range(count):
+        report.progress(seed, count, "Phantoms")
+        yield cached(folder, f"random{seed:03d}", partial(random_phantom, seed))
 
 
 def simulated_brain(architecture: Architecture, seed: int) -> Anatomy:
@@ -145,7 +141,7 @@ def simulated_brain(architecture: Architecture, seed: int) -> Anatomy:
     fields[4:10, head] = directions.reshape(-1, 6).T
     fields[10:12, head] = fibres.dispersion.T
     fields[12, head] = smooth_texture(shape, edge, rng)[head]
-    return Anatomy(_trimmed(fields), sizes)
+    return Anatomy(trimmed(fields), sizes)
 
 
 def random_phantom(seed: int) -> Anatomy:
@@ -187,8 +183,8 @@ def _smooth_noise(shape: tuple[int, ...], width: float, rng: np.random.Generator
     return (field - field.mean()) / field.std()
 
 
-def _trimmed(fields: NDArray[np.float16]) -> NDArray[np.float16]:
-    """Without the empty margin."""
+def trimmed(fields: NDArray[np.float16]) -> NDArray[np.float16]:
+    """Fields, shape (13, X, Y, Z), without the empty margin."""
     inside = fields[WEIGHTS].sum(0) > 0
     box = tuple(
         slice(int(np.flatnonzero(inside.any(other))[0]), int(np.flatnonzero(inside.any(other))[-1]) + 1)

@@ -13,7 +13,8 @@ from torch import Tensor
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.physics import LogLinearModel
 from DiffusionFMLib.prior.coordinates import Coordinates, WhitenedDesign
-from DiffusionFMLib.prior.information import FrontEnd, Information, Measurements, front_end
+from DiffusionFMLib.prior.information import Information, Measurements, front_end
+from DiffusionFMLib.prior.neighbourhood import network_input
 from DiffusionFMLib.prior.network import conditions
 from DiffusionFMLib.prior.systems import add_diagonal, solve
 from DiffusionFMLib.training.anatomies import DIRECTIONS, WEIGHTS, Anatomy
@@ -53,7 +54,10 @@ class Example:
         What they say, at the ridge estimate.
     look : Information or None
         A noisy look at the truth.
-    front : FrontEnd
+    features : Tensor, shape (C, X, Y, Z)
+        The network's input.
+    ridge : Tensor, shape (P, V)
+        Estimate from the voxel's own data.
     truth : Tensor, shape (P, V)
         Noise-free fit at the protocol's own shells, whitened.
     mask : Tensor, shape (V,), bool
@@ -67,7 +71,8 @@ class Example:
     measurements: Measurements
     data: Information
     look: Information | None
-    front: FrontEnd
+    features: Tensor
+    ridge: Tensor
     truth: Tensor
     mask: Tensor
     conditions: Tensor
@@ -80,7 +85,8 @@ class ExampleMaker:
 
     Parameters
     ----------
-    anatomies : list of Anatomy
+    anatomies : list of lists of Anatomy
+        Groups that are drawn from equally often.
     model : LogLinearModel
     coordinates : Coordinates
     crop : int
@@ -93,7 +99,7 @@ class ExampleMaker:
 
     def __init__(
         self,
-        anatomies: list[Anatomy],
+        anatomies: list[list[Anatomy]],
         model: LogLinearModel,
         coordinates: Coordinates,
         crop: int,
@@ -105,7 +111,8 @@ class ExampleMaker:
 
     def draw(self, rng: np.random.Generator) -> Example:
         """A random example."""
-        anatomy = self.anatomies[int(rng.integers(len(self.anatomies)))]
+        group = self.anatomies[int(rng.integers(len(self.anatomies)))]
+        anatomy = group[int(rng.integers(len(group)))]
         fields, voxel_sizes = _draw_crop(anatomy, self.crop, rng)
         return self.scan(fields.to(self.device), voxel_sizes, Protocol.draw(rng), rng)
 
@@ -131,7 +138,8 @@ class ExampleMaker:
             fields.new_tensor(voxel_sizes[None]), fields.new_tensor(known_correlation[None]), known_sigma[None]
         )[0]
         mask = contents.fields[WEIGHTS].sum(0) > 0.5
-        return Example(shape, measurements, data, look, front, truth, mask, told, dense, protocol.sigma)
+        features = network_input(front, data if look is None else data + look, shape, mask)
+        return Example(shape, measurements, data, look, features, front.mean, truth, mask, told, dense, protocol.sigma)
 
     def _design(self, bvals: NDArray[np.float64], bvecs: NDArray[np.float64]) -> WhitenedDesign:
         return WhitenedDesign.of(self.model, GradientTable(bvals, bvecs), self.coordinates, self.device)

@@ -17,10 +17,11 @@ from DiffusionFMLib.physics import MODELS, LogLinearModel
 from DiffusionFMLib.prior.coordinates import coordinates_of
 from DiffusionFMLib.prior.network import NetworkShape, PriorNetwork
 from DiffusionFMLib.prior.weights import save_weights
-from DiffusionFMLib.training.anatomies import simulated_anatomies
+from DiffusionFMLib.training.anatomies import Anatomy, random_phantoms, simulated_brains
 from DiffusionFMLib.training.examples import ExampleMaker
 from DiffusionFMLib.training.losses import batch_input, losses, posterior_of
-from DiffusionFMLib.training.settings import PRESETS, TrainSettings
+from DiffusionFMLib.training.scan_anatomies import scan_anatomies
+from DiffusionFMLib.training.settings import PRESETS, Preset, TrainSettings
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -40,7 +41,7 @@ COOL_DOWN: Final = 0.3
 
 EMA: Final = 0.998
 WEIGHT_DECAY: Final = 1e-3
-MAX_GRADIENT: Final = 1.0
+MAX_GRADIENT: Final = 4.0
 LOOK_PROBABILITY: Final = 0.25
 
 
@@ -70,7 +71,7 @@ def train(settings: TrainSettings, report: Report) -> Path:
     pool = Path(settings.anatomies) if settings.anatomies else folder / "anatomies"
     if fabric.global_rank == 0:
         # made by one process, read by all
-        list(simulated_anatomies(pool, preset.brains, preset.phantoms, report))
+        _anatomies(settings, preset, pool, report)
     fabric.barrier()
 
     model = MODELS[settings.model]
@@ -78,8 +79,8 @@ def train(settings: TrainSettings, report: Report) -> Path:
         msg = f"There is no prior for {model.title}."
         raise SettingsError(msg, "Choose another model.")
     coordinates = coordinates_of(model)
-    anatomies = list(simulated_anatomies(pool, preset.brains, preset.phantoms, report))
-    maker = ExampleMaker(anatomies, model, coordinates, preset.crop, LOOK_PROBABILITY, fabric.device)
+    groups = _anatomies(settings, preset, pool, report)
+    maker = ExampleMaker(groups, model, coordinates, preset.crop, LOOK_PROBABILITY, fabric.device)
     torch.manual_seed(settings.seed)
     network = PriorNetwork(NetworkShape(len(coordinates), preset.channels, preset.levels, preset.blocks))
     network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -92,7 +93,18 @@ def train(settings: TrainSettings, report: Report) -> Path:
     return folder / WEIGHTS
 
 
-_PATHS: Final = ("out", "anatomies")
+_PATHS: Final = ("out", "anatomies", "scans")
+
+
+def _anatomies(settings: TrainSettings, preset: Preset, pool: Path, report: Report) -> list[list[Anatomy]]:
+    """Simulated heads, random anatomies, and those of scans when there are any."""
+    groups = [
+        list(simulated_brains(pool, preset.brains, report)),
+        list(random_phantoms(pool, preset.phantoms, report)),
+    ]
+    if settings.scans:
+        groups.append(list(scan_anatomies(Path(settings.scans), pool, report)))
+    return groups
 
 
 class _Run:

@@ -42,7 +42,7 @@ class Preset:
 
 PRESETS: Final = {
     "tiny": Preset(16, 1, 1, 16, 2, 20, 1e-3, 1, 1, "32-true"),
-    "small": Preset(16, 2, 1, 24, 6, 6_000, 2e-3, 24, 24, "32-true"),
+    "small": Preset(16, 2, 1, 24, 4, 10_000, 1e-3, 24, 24, "32-true"),
     "base": Preset(48, 2, 2, 32, 16, 20_000, 1e-3, 100, 100, "bf16-mixed"),
     "large": Preset(64, 3, 2, 32, 32, 100_000, 1e-3, 200, 200, "bf16-mixed"),
 }
@@ -57,6 +57,11 @@ class TrainSettings(Settings):
     preset: str = option("small", "Size of the run.", choices=tuple(PRESETS))
     model: str = option("dti", "Signal model.", choices=("dti",))
     anatomies: str = option("", "Folder that anatomies are kept in; below the run's own when not given.", path=True)
+    scans: str = option(
+        "",
+        "Folder of scans, NIfTI with bval and bvec, whose anatomy is trained on beside the simulated.",
+        path=True,
+    )
     steps: int = option(0, "Steps in all; the preset's when 0.", minimum=0, maximum=10_000_000)
     minutes: float = option(
         0.0, "Stop after this time, to be taken up again; no limit when 0.", minimum=0, maximum=100_000, unit="min"
