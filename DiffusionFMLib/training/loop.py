@@ -104,7 +104,7 @@ def _anatomies(settings: TrainSettings, preset: Preset, pool: Path, report: Repo
     ]
     if settings.scans:
         groups.append(list(scan_anatomies(Path(settings.scans), pool, report)))
-    return groups
+    return [group for group in groups if group]
 
 
 class _Run:
@@ -132,8 +132,9 @@ class _Run:
         """Load the folder's checkpoint, if there is one."""
         path = self.folder / CHECKPOINT
         if path.is_file():
-            rest = self.fabric.load(path, self._state())
-            self.step = int(self._progress["step"])
+            state = self._state()
+            rest = self.fabric.load(path, state)
+            self.step = int(state["progress"]["step"])
             if rest:
                 msg = f"{path} holds {', '.join(rest)}, which this version does not know."
                 raise DiffusionFMError(msg, "Choose another folder.")
@@ -161,10 +162,8 @@ class _Run:
         self.fabric.barrier()
 
     def _state(self) -> dict[str, Any]:
-        self._progress = {"step": self.step}
-        return {
-            "network": self.network, "average": self._ema, "optimiser": self.optimiser, "progress": self._progress,
-        }  # fmt: skip
+        progress = {"step": self.step}
+        return {"network": self.network, "average": self._ema, "optimiser": self.optimiser, "progress": progress}
 
     def _learning_rate(self) -> float:
         left = (self.steps - self.step) / (COOL_DOWN * self.steps)

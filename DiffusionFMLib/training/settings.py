@@ -41,7 +41,7 @@ class Preset:
 
 
 PRESETS: Final = {
-    "tiny": Preset(16, 1, 1, 16, 2, 20, 1e-3, 1, 1, "32-true"),
+    "tiny": Preset(16, 1, 1, 16, 2, 20, 1e-3, 0, 2, "32-true"),
     "small": Preset(16, 2, 1, 24, 4, 10_000, 1e-3, 24, 24, "32-true"),
     "base": Preset(48, 2, 2, 32, 16, 20_000, 1e-3, 100, 100, "bf16-mixed"),
     "large": Preset(64, 3, 2, 32, 32, 100_000, 1e-3, 200, 200, "bf16-mixed"),
