@@ -139,7 +139,7 @@ def test_protocols_are_random_but_sound() -> None:
 
 
 def test_noise_has_the_correlation_asked_for() -> None:
-    wanted = np.array([0.4, 0.2, 0.0])
+    wanted = np.array([0.6, 0.2, 0.0])
     noise = correlated_noise((3, 40, 40, 40), wanted, CPU, np.random.default_rng(0))
     assert float(noise.std()) == pytest.approx(1, abs=0.02)
     for axis, value in enumerate(wanted):

@@ -17,7 +17,8 @@ BVAL_RANGE: Final = (500.0, 3000.0)
 DIRECTION_RANGE: Final = (3, 60)
 B0_RANGE: Final = (1, 6)
 SNR_RANGE: Final = (5.0, 40.0)
-MAX_CORRELATION: Final = 0.48
+MAX_CORRELATION: Final = 0.65
+"""Interpolated and zero-filled images reach 0.6."""
 
 SHELL_NUMBERS: Final = (0.75, 0.17, 0.08)
 """Shares of protocols with one, two and three shells."""
