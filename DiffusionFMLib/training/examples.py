@@ -32,8 +32,11 @@ MIN_SIGNAL: Final = 1e-6
 MIN_BRAIN: Final = 0.4
 """Least share of a crop that is brain."""
 
-SIGMA_ERROR, CORRELATION_ERROR = 0.04, 0.03
+SIGMA_ERROR, CORRELATION_ERROR = 0.1, 0.03
 """How far the noise level (relative) and its correlation are known when a scan is fitted."""
+
+UNSTEADINESS: Final = 0.03
+"""Pulsation, drift and movement scatter signals by up to this fraction of them."""
 
 NOISE_LEVELS: Final = (0.05, 3.0)
 """Range of sigma_t, in whitened coordinates, of the noisy looks at the truth that make a denoiser."""
@@ -124,7 +127,8 @@ class ExampleMaker:
         contents = draw_contents(fields, voxel_sizes, rng)
         design = self._design(protocol.bvals, protocol.bvecs)
         clean = contents.signal(protocol.bvals / 1000, protocol.bvecs)
-        noisy = add_noise(clean.reshape(-1, *shape), protocol, rng).reshape(clean.shape)
+        unsteady = clean * (1 + rng.uniform(0, UNSTEADINESS) * normal(tuple(clean.shape), clean.device, rng))
+        noisy = add_noise(unsteady.reshape(-1, *shape), protocol, rng).reshape(clean.shape)
         dense_bvals, dense_bvecs, counts = protocol.dense(DENSE_DIRECTIONS)
         dense = self._design(dense_bvals, dense_bvecs)
         truth = noise_free_fit(contents.signal(dense_bvals / 1000, dense_bvecs), dense, counts)
