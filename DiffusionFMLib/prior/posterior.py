@@ -56,7 +56,8 @@ class Posterior:
     def data_fraction(self) -> Tensor:
         """How much of an estimate came from the voxel's own measurements, 0 to 1, shape (V,).
 
-        tr[(A + Lambda)^-1 A] / P: 1 where the prior has no say, as with many volumes.
+        tr[(A + Lambda)^-1 A] / P: 1 where the prior has no say, as with many volumes. It is a lower bound: the
+        network that made the prior's mean saw the voxel too, among its neighbours.
         """
         size = size_of(self.precision)
         product = self.covariance() * self.data.precision
