@@ -57,6 +57,10 @@ class Information:
     def __len__(self) -> int:
         return self.vector.shape[1]
 
+    def part(self, voxels: slice) -> Information:
+        """That of some of the voxels."""
+        return Information(self.precision[:, voxels], self.vector[:, voxels])
+
     def nothing(self) -> Information:
         """No information on as many voxels."""
         return Information(torch.zeros_like(self.precision), torch.zeros_like(self.vector))
@@ -148,6 +152,12 @@ def front_end(measurements: Measurements, extra: Information | None = None) -> t
         information = measurements.around(u)
         total = information if extra is None else information + extra
         return FrontEnd(u, inverse(add_diagonal(total.precision, 1.0))), information
+
+
+def look_at(u: Tensor, level: float) -> Information:
+    """What coordinates u, shape (P, V), say that have noise of standard deviation `level` on them."""
+    nothing = u.new_zeros(len(u) * (len(u) + 1) // 2, u.shape[1])
+    return Information(add_diagonal(nothing, 1 / level**2), u / level**2)
 
 
 def concatenate(parts: Sequence[Information]) -> Information:

@@ -13,7 +13,7 @@ from torch import Tensor
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.physics import LogLinearModel
 from DiffusionFMLib.prior.coordinates import Coordinates, WhitenedDesign
-from DiffusionFMLib.prior.information import Information, Measurements, front_end
+from DiffusionFMLib.prior.information import Information, Measurements, front_end, look_at
 from DiffusionFMLib.prior.neighbourhood import network_input
 from DiffusionFMLib.prior.network import conditions
 from DiffusionFMLib.prior.systems import add_diagonal, solve
@@ -160,9 +160,7 @@ def noise_free_fit(signal: Tensor, design: WhitenedDesign, counts: NDArray[np.fl
 def draw_look(truth: Tensor, rng: np.random.Generator) -> Information:
     """A noisy look at coordinates, shape (P, V), at a random noise level: what a denoiser is given."""
     level = float(np.exp(rng.uniform(*np.log(NOISE_LEVELS))))
-    noisy = truth + level * normal(tuple(truth.shape), truth.device, rng)
-    precision = truth.new_zeros(len(truth) * (len(truth) + 1) // 2, truth.shape[1])
-    return Information(add_diagonal(precision, 1 / level**2), noisy / level**2)
+    return look_at(truth + level * normal(tuple(truth.shape), truth.device, rng), level)
 
 
 def add_noise(signal: Tensor, protocol: Protocol, rng: np.random.Generator) -> Tensor:
