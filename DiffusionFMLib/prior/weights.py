@@ -62,7 +62,7 @@ def load_weights(path: Path, device: torch.device | None = None) -> TrainedPrior
     try:
         with safe_open(path, "pt", device=str(device or "cpu")) as stored:
             header = json.loads((stored.metadata() or {}).get("diffusionfm", "{}"))
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a dictionary
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         msg = f"The prior's weights {path} cannot be read: {error}."
         raise InputError(msg, "Choose a .safetensors file that training wrote.") from error

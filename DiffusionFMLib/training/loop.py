@@ -19,7 +19,7 @@ from DiffusionFMLib.prior.network import NetworkShape, PriorNetwork
 from DiffusionFMLib.prior.weights import save_weights
 from DiffusionFMLib.training.anatomies import Anatomy, random_phantoms, simulated_brains
 from DiffusionFMLib.training.examples import ExampleMaker
-from DiffusionFMLib.training.losses import batch_input, losses, posterior_of
+from DiffusionFMLib.training.losses import Losses, batch_input, losses, posterior_of
 from DiffusionFMLib.training.scan_anatomies import scan_anatomies
 from DiffusionFMLib.training.settings import PRESETS, Preset, TrainSettings
 
@@ -198,7 +198,7 @@ class _Watch:
         self._sums: dict[str, float] = defaultdict(float)
         self._squares: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
 
-    def add(self, result, norm: float) -> None:  # noqa: ANN001
+    def add(self, result: Losses, norm: float) -> None:
         self._count += 1
         for name, value in {**result.parts, "loss": float(result.total.detach()), "gradient": norm}.items():
             self._sums[name] += value
