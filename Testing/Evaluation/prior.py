@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import runpy
 from collections import defaultdict
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,7 +42,9 @@ PHANTOM = ROOT.parent / "shared" / "phantom" / "phantom.py"
 SCANS = ROOT.parent / "shared" / "data" / "test"
 REAL = ("philips_bangalore_32dir/dwi", "siemens_xa30_b2500_APPA_T1/dwi_AP", "siemens_xa30_b2500_APPA_T1/dwi_PA")
 
-METHODS = ("wls", "ridge", "ridge + Gaussian .5", "prior")
+METHODS = ("wls", "ridge", "ridge + Gaussian .5", "pooled", "prior")
+"""``pooled`` is the prior without what was learnt: neighbours' information, and the same vague prior everywhere."""
+
 MAX_TISSUE_MD = 1.2
 MIN_FA = 0.35
 
@@ -53,13 +56,25 @@ def thetas(
     sigma = noise.sigma_map[mask]
     ridge = least_squares(acquisition, mask, sigma, ridge=True)
     posterior = estimate(acquisition, mask, noise, trained, SilentReport())
+    pooled = estimate(acquisition, mask, noise, unlearnt(trained), SilentReport())
     estimates = {
         "wls": least_squares(acquisition, mask, sigma, ridge=False),
         "ridge": ridge,
         "ridge + Gaussian .5": smoothed(ridge, mask, 0.5),
+        "pooled": pooled.theta,
         "prior": posterior.theta,
     }
     return estimates, posterior
+
+
+def unlearnt(trained: TrainedPrior) -> TrainedPrior:
+    """The same without what the network adds to its start."""
+    network = deepcopy(trained.network)
+    with torch.no_grad():
+        for layer in (network.head, network.linear):
+            layer.weight.zero_()
+            layer.bias.zero_()
+    return replace(trained, network=network)
 
 
 def maps(theta: NDArray) -> dict[str, NDArray]:
