@@ -68,6 +68,8 @@ class Example:
     dense : WhitenedDesign
         b0 and some directions at the same shells.
     sigma : float
+    directions : int
+        Weighted volumes of the protocol.
     """
 
     shape: tuple[int, int, int]
@@ -81,6 +83,7 @@ class Example:
     conditions: Tensor
     dense: WhitenedDesign
     sigma: float
+    directions: int
 
 
 class ExampleMaker:
@@ -143,7 +146,10 @@ class ExampleMaker:
         )[0]
         mask = contents.fields[WEIGHTS].sum(0) > 0.5
         features = network_input(front, data if look is None else data + look, shape, mask)
-        return Example(shape, measurements, data, look, features, front.mean, truth, mask, told, dense, protocol.sigma)
+        return Example(
+            shape, measurements, data, look, features, front.mean, truth, mask, told, dense, protocol.sigma,
+            int((protocol.bvals > 0).sum()),
+        )  # fmt: skip
 
     def _design(self, bvals: NDArray[np.float64], bvecs: NDArray[np.float64]) -> WhitenedDesign:
         return WhitenedDesign.of(self.model, GradientTable(bvals, bvecs), self.coordinates, self.device)

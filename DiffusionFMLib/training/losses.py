@@ -37,6 +37,9 @@ ANISOTROPIC: Final = 0.25
 NOISE_BINS: Final = {"snr5": 0.12, "snr12": 0.055, "snr25": 0.0}
 """Lowest sigma of each group of examples that errors are watched in."""
 
+DETERMINED: Final = 6
+"""With fewer directions no neighbour can tell a tensor either: a group of their own, ``few``."""
+
 
 @dataclass(frozen=True, eq=False)
 class Losses:
@@ -151,7 +154,9 @@ def _watched(
         start = voxels.stop
         if e.look is not None:
             continue
-        level = next(name for name, lowest in NOISE_BINS.items() if e.sigma >= lowest)
+        level = "few"
+        if e.directions >= DETERMINED:
+            level = next(name for name, lowest in NOISE_BINS.items() if e.sigma >= lowest)
         for name, where in tissues.items():
             here = where[voxels]
             ours, theirs = (float(error[voxels][here].sum()) for error in errors)
