@@ -1,6 +1,7 @@
 # DiffusionFM: the commands a person needs. `make` alone lists them.
 #
 # Variables: DWI=path        the demo's scan: NIfTI with bval and bvec beside it, NRRD, or a DICOM folder
+#            WEIGHTS=path    the prior that is evaluated; by default that of a small training run
 #            PYTHON=command  the Python to build the environment with (3.11, 3.12 or 3.13)
 #            PIP_ARGS=...    passed to pip install, e.g. an index that has the CPU build of torch
 #            PYTEST_ARGS=... passed to pytest, e.g. PYTEST_ARGS='-k gradients'
@@ -8,9 +9,10 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench lint clean
+.PHONY: help install demo test bench evaluate lint clean
 
 VENV := .venv
+WEIGHTS ?= build/prior_small/prior.safetensors
 VENV_PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed.stamp
 
@@ -24,6 +26,7 @@ help:
 	@echo "make demo DWI=path     the same on your scan"
 	@echo "make test              all tests"
 	@echo "make bench             speed, memory and error beside the peers that are installed; build/bench.json"
+	@echo "make evaluate          the prior beside smoothers, on the phantom and real scans; WEIGHTS=path chooses it"
 	@echo "make lint              ruff and mypy"
 	@echo "make install           only the environment, in $(VENV)/"
 	@echo "make clean             remove what was built; $(VENV)/ and demo/ stay"
@@ -59,6 +62,9 @@ test: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(VENV_PYTHON) Testing/Benchmarks/run.py $(BENCH_ARGS)
+
+evaluate: $(INSTALLED)
+	$(VENV_PYTHON) Testing/Evaluation/prior.py '$(WEIGHTS)'
 
 lint: $(INSTALLED)
 	@failed=0; \

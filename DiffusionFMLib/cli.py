@@ -25,12 +25,14 @@ from DiffusionFMLib.jobs import discard_temporaries
 from DiffusionFMLib.reporting import failure
 from DiffusionFMLib.session import Session
 from DiffusionFMLib.settings import JOBS, Settings
+from DiffusionFMLib.training.command import run_training
+from DiffusionFMLib.training.settings import TrainSettings
 from DiffusionFMLib.worker import Request, execute
 
 DONE, BUG, USER, CANCELLED = 0, 1, 2, 3
 """Exit codes."""
 
-COMMANDS: dict[str, type[Settings]] = {**JOBS, "demo": DemoSettings}
+COMMANDS: dict[str, type[Settings]] = {**JOBS, "demo": DemoSettings, "train": TrainSettings}
 
 _DESCRIPTION = "Microstructure maps and tractography from brain diffusion MRI."
 
@@ -53,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with sink, _interruptible() as cancelled:
         if isinstance(settings, DemoSettings):
             terminal = demo(settings, sink, cancelled)
+        elif isinstance(settings, TrainSettings):
+            terminal = run_training(settings, sink, cancelled)
         else:
             body = {"job": arguments.command, "settings": settings.to_dict(), "arrays": None}
             terminal = execute(Request("cli", "run", body, cancelled), sink, Session())

@@ -75,7 +75,7 @@ def simulate(settings: SimulateSettings, report: Report) -> Simulated:
     if not settings.lesion:
         lesion = lesions.Lesion(np.zeros_like(lesion.water), np.zeros_like(lesion.label))
     coil = _coil(world, rng)
-    texture = _texture(shape, settings.voxel_size, rng)
+    texture = smooth_texture(shape, settings.voxel_size, rng)
     voxels = np.stack([fractions.wm, fractions.gm, fractions.csf], axis=-1)
     # the mask's edge is sharp, the brain's is not
     head = voxels.sum(axis=-1) > 0.02
@@ -180,7 +180,7 @@ def _noise(shape: tuple[int, int, int], correlation: float, rng: np.random.Gener
     return noise / np.float32((1 + weight**2) ** 1.5)
 
 
-def _texture(shape: tuple[int, int, int], voxel_size: float, rng: np.random.Generator) -> NDArray[np.float32]:
+def smooth_texture(shape: tuple[int, int, int], voxel_size: float, rng: np.random.Generator) -> NDArray[np.float32]:
     """Smooth random field with standard deviation 0.2, correlated over about a centimetre."""
     from scipy import ndimage
 

@@ -1,0 +1,189 @@
+"""The prior applied to a whole scan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from DiffusionFMLib.acquisition import Acquisition
+from DiffusionFMLib.errors import ProtocolError
+from DiffusionFMLib.events import Report
+from DiffusionFMLib.gradients import image_rotation
+from DiffusionFMLib.physics.tensor_arrays import AS_MATRIX
+from DiffusionFMLib.preprocessing.noise import NoiseEstimate
+from DiffusionFMLib.prior.coordinates import WhitenedDesign
+from DiffusionFMLib.prior.information import FrontEnd, Information, Measurements, front_end
+from DiffusionFMLib.prior.neighbourhood import pooled_estimate
+from DiffusionFMLib.prior.network import conditions
+from DiffusionFMLib.prior.posterior import Posterior, posterior
+from DiffusionFMLib.prior.systems import unpack
+from DiffusionFMLib.prior.weights import TrainedPrior
+
+CHUNK: Final = 1 << 15
+"""Voxels that systems are solved for at once."""
+
+TYPICAL_S0: Final = 1.1
+"""Median S0 of a brain where that of white matter is 1."""
+
+MARGIN: Final = 8
+"""Voxels around the brain's box that the network sees."""
+
+
+@dataclass(frozen=True, eq=False)
+class PriorEstimate:
+    """Posterior of a scan's V masked voxels, in C order of the mask.
+
+    Parameters
+    ----------
+    theta : array, shape (P, V), float32
+        Posterior mean of the model's parameters, in scanner RAS and physics' units; ln S0 in the scan's.
+    ridge : array, shape (P, V), float32
+        The same without neighbours: what the network starts from.
+    covariance : array, shape (P, P, V), float32
+        Of the whitened coordinates, which are in voxel axes.
+    data_fraction : array, shape (V,), float32
+        How much of an estimate came from the voxel's own measurements; see `Posterior.data_fraction`.
+    """
+
+    theta: NDArray[np.float32]
+    ridge: NDArray[np.float32]
+    covariance: NDArray[np.float32]
+    data_fraction: NDArray[np.float32]
+
+
+class ScanPosterior:
+    """The posterior of a scan's V masked voxels, given the data and perhaps a noisy look at the answer.
+
+    Parameters
+    ----------
+    acquisition : Acquisition
+    mask : array, shape (X, Y, Z), bool
+    noise : NoiseEstimate
+        Of this scan, or of one of the same session that has more volumes.
+    trained : TrainedPrior
+        On that device.
+    device : torch.device, optional
+
+    Raises
+    ------
+    ProtocolError
+        If the scan has no b0.
+    """
+
+    def __init__(
+        self,
+        acquisition: Acquisition,
+        mask: NDArray[np.bool_],
+        noise: NoiseEstimate,
+        trained: TrainedPrior,
+        device: torch.device | None = None,
+    ) -> None:
+        if not acquisition.gtab.b0_mask.any():
+            msg = f"{acquisition.name} has no b0 volume, which the prior needs."
+            raise ProtocolError(msg, "Choose another method, or a scan with a b0.")
+        self.device = device or torch.device("cpu")
+        self.mask, self.trained = mask, trained
+        self._axes = image_rotation(acquisition.affine)
+        gtab = acquisition.gtab.rotated(self._axes.T)
+        self._design = WhitenedDesign.of(trained.model, gtab, trained.coordinates, self.device)
+        self._signal = acquisition.signal[mask]
+        self._scale = float(np.median(self._signal[:, gtab.b0_mask].mean(axis=1))) / TYPICAL_S0
+        self._sigma = np.maximum(noise.sigma_map[mask], 0.1 * noise.sigma) / self._scale
+        self._told = conditions(
+            torch.as_tensor(acquisition.voxel_sizes[None], dtype=torch.float32, device=self.device),
+            torch.tensor([noise.correlation], dtype=torch.float32, device=self.device),
+            torch.tensor([noise.sigma / self._scale], dtype=torch.float32, device=self.device),
+        )
+
+    def __len__(self) -> int:
+        return len(self._signal)
+
+    def given(self, look: Information | None, report: Report) -> Iterator[tuple[slice, FrontEnd, Posterior]]:
+        """Posterior of one part of the voxels after another, with what the network was shown of them.
+
+        Parameters
+        ----------
+        look : Information or None
+            Of all V voxels; see `information.look_at`.
+        report : Report
+        """
+        size = len(self.trained.coordinates)
+        packed = size * (size + 1) // 2
+        chunks = [slice(start, min(start + CHUNK, len(self))) for start in range(0, len(self), CHUNK)]
+        # first estimate, its spread, and the information of all that is known of a voxel
+        seen = torch.empty(size + packed + packed + size, len(self), device=self.device)
+        for chunk in chunks:
+            report.check()
+            part = None if look is None else look.part(chunk)
+            front, data = front_end(self._measured(chunk), part)
+            known = data if part is None else data + part
+            seen[:, chunk] = torch.cat([front.mean, front.spread(), known.precision, known.vector])
+        raw = _neighbourhood(seen, self.mask, self._told, self.trained)
+        for chunk in chunks:
+            report.check()
+            measurements, part = self._measured(chunk), None if look is None else look.part(chunk)
+            front, data = front_end(measurements, part)
+            with torch.no_grad():
+                prior = self.trained.network.local_prior(raw[:, chunk]).information()
+                yield chunk, front, posterior(prior if part is None else prior + part, [measurements], [data])
+
+    def in_ras(self, u: Tensor) -> NDArray[np.float32]:
+        """Parameters theta of coordinates u, shape (P, V), in scanner RAS, S0 in the scan's unit."""
+        theta = self.trained.coordinates.theta(u.double()).cpu().numpy()
+        tensor = np.einsum("ij,jkv,lk->ilv", self._axes, theta[np.array(AS_MATRIX)], self._axes)
+        return np.concatenate([tensor[np.triu_indices(3)], theta[6:] + np.log(self._scale)]).astype(np.float32)
+
+    def _measured(self, voxels: slice) -> Measurements:
+        signal = torch.from_numpy(np.ascontiguousarray(self._signal[voxels].T / self._scale)).to(self.device)
+        sigma = torch.from_numpy(np.ascontiguousarray(self._sigma[voxels], np.float32)).to(self.device)
+        return Measurements(signal, self._design, sigma)
+
+
+def estimate(
+    acquisition: Acquisition,
+    mask: NDArray[np.bool_],
+    noise: NoiseEstimate,
+    trained: TrainedPrior,
+    report: Report,
+    device: torch.device | None = None,
+) -> PriorEstimate:
+    """Posterior of every voxel of a mask; see `ScanPosterior` for what goes in."""
+    scan = ScanPosterior(acquisition, mask, noise, trained, device)
+    size = len(trained.coordinates)
+    theta, ridge = (np.empty((size, len(scan)), np.float32) for _ in range(2))
+    covariance = np.empty((size, size, len(scan)), np.float32)
+    data_fraction = np.empty(len(scan), np.float32)
+    for chunk, front, result in scan.given(None, report):
+        report.progress(chunk.stop, len(scan), "Prior")
+        theta[:, chunk], ridge[:, chunk] = scan.in_ras(result.mean), scan.in_ras(front.mean)
+        covariance[..., chunk] = unpack(result.covariance()).cpu().numpy()
+        data_fraction[chunk] = result.data_fraction().cpu().numpy()
+    return PriorEstimate(theta, ridge, covariance, data_fraction)
+
+
+def _neighbourhood(seen: Tensor, mask: NDArray[np.bool_], told: Tensor, trained: TrainedPrior) -> Tensor:
+    """The network's raw output for masked voxels, shape (C, V), from what is known of them one by one."""
+    size, multiple = len(trained.coordinates), trained.network.shape.multiple
+    packed = size * (size + 1) // 2
+    inside = np.argwhere(mask)
+    low, high = inside.min(0) - MARGIN, inside.max(0) + 1 + MARGIN
+    nx, ny, nz = (int(edge) for edge in -(-(high - low) // multiple) * multiple)
+    place = torch.from_numpy(np.ravel_multi_index(tuple((inside - low).T), (nx, ny, nz))).to(seen.device)
+    volume = seen.new_zeros(len(seen), nx * ny * nz)
+    volume[:, place] = seen
+    mean, spread, precision, vector = volume.split([size, packed, packed, size])
+    pooled = pooled_estimate(Information(precision, vector), (nx, ny, nz))
+    brain = seen.new_zeros(1, nx * ny * nz)
+    brain[:, place] = 1
+    features = torch.cat([mean, pooled * brain, spread]).reshape(1, -1, nx, ny, nz)
+    with torch.no_grad():
+        raw = trained.network(
+            features.contiguous(memory_format=torch.channels_last_3d), brain.reshape(1, 1, nx, ny, nz), told
+        )
+    return raw[0].reshape(raw.shape[1], -1)[:, place].float()

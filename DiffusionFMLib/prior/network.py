@@ -1,0 +1,209 @@
+"""The network: from what each voxel's data say to a local prior, by what the neighbours' data say.
+
+A residual U-Net without normalisation, whose statistics would differ between crops and whole volumes. Voxel size, noise
+level and the noise's correlation scale and shift its channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from DiffusionFMLib.fitting.cholesky import diagonal_entries, packed_pairs
+from DiffusionFMLib.prior.information import Information
+from DiffusionFMLib.prior.systems import entry, multiply
+
+CONDITIONS: Final = 7
+"""Numbers that describe a scan: log voxel edges over 2 mm, noise correlation along each axis, log noise level."""
+
+TYPICAL_LOG_SIGMA: Final = -2.7
+
+START_LOG_PRECISION: Final = 3.5
+"""Logarithm of the precision that training starts from: a prior sd of 0.17 in whitened coordinates."""
+
+LINEAR_GAIN: Final = 3.0
+"""Filters of the linear path reach weights near 1; this lets them do so at the other weights' learning rate."""
+
+LOG_PRECISION_RANGE: Final = (-4.0, 10.0)
+
+
+@dataclass(frozen=True)
+class NetworkShape:
+    """Size of a network.
+
+    Parameters
+    ----------
+    unknowns : int
+        P of the model.
+    channels : int
+        At full resolution; twice as many at each level below. Multiples of 16 are fast.
+    levels : int
+        Resolutions below the full one.
+    blocks : int
+        Residual blocks at each place of the U.
+    """
+
+    unknowns: int = 7
+    channels: int = 16
+    levels: int = 2
+    blocks: int = 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return asdict(self)
+
+    @property
+    def multiple(self) -> int:
+        """Volumes have edges of a multiple of this."""
+        return 2**self.levels
+
+
+@dataclass(frozen=True, eq=False)
+class LocalPrior:
+    """What the neighbourhood says about coordinates u: a Gaussian per voxel.
+
+    Parameters
+    ----------
+    mean : Tensor, shape (P, V)
+    precision : Tensor, shape (P (P + 1) / 2, V)
+        Packed.
+    """
+
+    mean: Tensor
+    precision: Tensor
+
+    def information(self) -> Information:
+        """The same as a factor to be multiplied with others."""
+        return Information(self.precision, multiply(self.precision, self.mean))
+
+
+class PriorNetwork(nn.Module):
+    """Local prior mean and precision of every voxel of a volume.
+
+    Parameters
+    ----------
+    shape : NetworkShape
+    """
+
+    def __init__(self, shape: NetworkShape) -> None:
+        super().__init__()
+        self.shape = shape
+        p = shape.unknowns
+        self.packed = p * (p + 1) // 2
+        widths = [shape.channels * 2**level for level in range(shape.levels + 1)]
+        # the mask tells voxels without data from typical ones
+        self.stem = nn.Conv3d(2 * p + self.packed + 1, widths[0], 1)
+        self.linear = nn.Conv3d(2 * p, p, 3, padding=1)
+        self.condition = nn.Sequential(nn.Linear(CONDITIONS, 32), nn.SiLU(), nn.Linear(32, 32), nn.SiLU())
+        self.down = nn.ModuleList(_Stage(w, shape.blocks) for w in widths)
+        self.narrow = nn.ModuleList(nn.Conv3d(a, b, 1) for a, b in zip(widths, widths[1:], strict=False))
+        self.up = nn.ModuleList(_Stage(w, shape.blocks) for w in widths[:-1])
+        self.widen = nn.ModuleList(nn.Conv3d(b, a, 1) for a, b in zip(widths, widths[1:], strict=False))
+        self.head = nn.Conv3d(widths[0], p + self.packed, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)  # type: ignore[arg-type]
+        nn.init.normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+        diagonal = diagonal_entries(p)
+        self._diagonal = [k in diagonal for k in range(self.packed)]
+
+    def forward(self, features: Tensor, mask: Tensor, conditions: Tensor) -> Tensor:
+        """Raw output, shape (B, P + P (P + 1) / 2, X, Y, Z), for `local_prior`.
+
+        Parameters
+        ----------
+        features : Tensor, shape (B, 2 P + P (P + 1) / 2, X, Y, Z)
+            See `neighbourhood.network_input`; zero where there are no data.
+        mask : Tensor, shape (B, 1, X, Y, Z)
+            1 where there are data.
+        conditions : Tensor, shape (B, `CONDITIONS`)
+        """
+        told = self.condition(conditions)
+        h = self.stem(torch.cat([features, mask], 1))
+        kept = []
+        for level, stage in enumerate(self.down):
+            h = stage(h, told)
+            if level < self.shape.levels:
+                kept.append(h)
+                h = self.narrow[level](functional.avg_pool3d(h, 2))
+        for level in reversed(range(self.shape.levels)):
+            h = functional.interpolate(self.widen[level](h), scale_factor=2.0, mode="trilinear", align_corners=False)
+            h = self.up[level](h + kept[level], told)
+        raw = self.head(functional.silu(h))
+        p = self.shape.unknowns
+        # what the neighbours say together is a good start, which the network only has to mend
+        mean = features[:, p : 2 * p] + LINEAR_GAIN * self.linear(features[:, : 2 * p]) + raw[:, :p]
+        return torch.cat([mean, raw[:, p:]], 1)
+
+    def local_prior(self, raw: Tensor) -> LocalPrior:
+        """The prior that raw output, shape (P + P (P + 1) / 2, V), stands for.
+
+        The precision is D L L' D with a unit triangular L, so that it is positive definite whatever the output.
+        """
+        p = self.shape.unknowns
+        mean, triangle = raw[:p], raw[p:]
+        log_precision = (triangle[self._diagonal] + START_LOG_PRECISION).clamp(*LOG_PRECISION_RANGE)
+        scale = (0.5 * log_precision).exp().unbind()
+        # taken apart once: the derivative of each single selection would be as large as all of them
+        lower, where = triangle.unbind(), entry(p)
+        rows = []
+        for i, j in packed_pairs(p):
+            # row i times row j of L
+            total = lower[where[i, j]] if i != j else torch.ones_like(scale[0])
+            for k in range(j):
+                total = torch.addcmul(total, lower[where[i, k]], lower[where[j, k]])
+            rows.append(scale[i] * scale[j] * total)
+        return LocalPrior(mean, torch.stack(rows))
+
+
+class _Block(nn.Module):
+    """Two convolutions beside a shortcut; conditions scale and shift what lies between them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv3d(width, width, 3, padding=1)
+        self.second = nn.Conv3d(width, width, 3, padding=1)
+        self.modulate = nn.Linear(32, 2 * width)
+        for conv in (self.first, self.second):
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+        with torch.no_grad():
+            self.second.weight *= 0.3
+        nn.init.zeros_(self.modulate.weight)
+        nn.init.zeros_(self.modulate.bias)
+
+    def forward(self, h: Tensor, told: Tensor) -> Tensor:
+        scale, shift = self.modulate(told)[:, :, None, None, None].chunk(2, 1)
+        return h + self.second(functional.silu(self.first(h) * (1 + scale) + shift))
+
+
+class _Stage(nn.Module):
+    """Blocks of one width, one after another."""
+
+    def __init__(self, width: int, count: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(_Block(width) for _ in range(count))
+
+    def forward(self, h: Tensor, told: Tensor) -> Tensor:
+        for block in self.blocks:
+            h = block(h, told)
+        return h
+
+
+def conditions(voxel_sizes: Tensor, correlation: Tensor, sigma: Tensor) -> Tensor:
+    """What the network is told of a scan, each of order 1.
+
+    Parameters
+    ----------
+    voxel_sizes : Tensor, shape (B, 3), mm
+    correlation : Tensor, shape (B, 3)
+        Of the noise of neighbours along each axis.
+    sigma : Tensor, shape (B,)
+        Noise level, where typical tissue has S0 = 1.
+    """
+    level = (sigma.log() - TYPICAL_LOG_SIGMA)[:, None]
+    return torch.cat([2 * (voxel_sizes / 2).log(), 4 * correlation, level], 1)

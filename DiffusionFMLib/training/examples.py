@@ -1,0 +1,224 @@
+"""Examples to train on: a crop of an anatomy, scanned at a random protocol, with the truth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from DiffusionFMLib.gradients import GradientTable
+from DiffusionFMLib.physics import LogLinearModel
+from DiffusionFMLib.prior.coordinates import Coordinates, WhitenedDesign
+from DiffusionFMLib.prior.information import Information, Measurements, front_end, look_at
+from DiffusionFMLib.prior.neighbourhood import network_input
+from DiffusionFMLib.prior.network import conditions
+from DiffusionFMLib.prior.systems import add_diagonal, solve
+from DiffusionFMLib.training.anatomies import DIRECTIONS, WEIGHTS, Anatomy
+from DiffusionFMLib.training.protocols import Protocol
+from DiffusionFMLib.training.rendering import draw_contents
+
+DENSE_DIRECTIONS: Final = 15
+"""Directions per shell that the truth is fitted to."""
+
+MIN_WEIGHT: Final = 1e-3
+"""Of a noise-free signal in that fit, relative to S0 = 1: fluid's signal is gone at high b."""
+
+MIN_SIGNAL: Final = 1e-6
+
+MIN_BRAIN: Final = 0.4
+"""Least share of a crop that is brain."""
+
+SIGMA_ERROR, CORRELATION_ERROR = 0.1, 0.03
+"""How far the noise level (relative) and its correlation are known when a scan is fitted."""
+
+UNSTEADINESS: Final = 0.03
+"""Pulsation, drift and movement scatter signals by up to this fraction of them."""
+
+NOISE_LEVELS: Final = (0.05, 3.0)
+"""Range of sigma_t, in whitened coordinates, of the noisy looks at the truth that make a denoiser."""
+
+ATTEMPTS: Final = 50
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """A crop of V voxels to train on.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Edges of the crop; their product is V.
+    measurements : Measurements
+    data : Information
+        What they say, at the ridge estimate.
+    look : Information or None
+        A noisy look at the truth.
+    features : Tensor, shape (C, X, Y, Z)
+        The network's input.
+    ridge : Tensor, shape (P, V)
+        Estimate from the voxel's own data.
+    truth : Tensor, shape (P, V)
+        Noise-free fit at the protocol's own shells, whitened.
+    mask : Tensor, shape (V,), bool
+    conditions : Tensor, shape (7,)
+    dense : WhitenedDesign
+        b0 and some directions at the same shells.
+    sigma : float
+    directions : int
+        Weighted volumes of the protocol.
+    """
+
+    shape: tuple[int, int, int]
+    measurements: Measurements
+    data: Information
+    look: Information | None
+    features: Tensor
+    ridge: Tensor
+    truth: Tensor
+    mask: Tensor
+    conditions: Tensor
+    dense: WhitenedDesign
+    sigma: float
+    directions: int
+
+
+class ExampleMaker:
+    """Draws examples from anatomies; the same seed gives the same examples.
+
+    Parameters
+    ----------
+    anatomies : list of lists of Anatomy
+        Groups that are drawn from equally often.
+    model : LogLinearModel
+    coordinates : Coordinates
+    crop : int
+        Edge, voxels.
+    look_probability : float
+        Share of examples with a noisy look at the truth.
+    device : torch.device
+        Where signals are rendered.
+    """
+
+    def __init__(
+        self,
+        anatomies: list[list[Anatomy]],
+        model: LogLinearModel,
+        coordinates: Coordinates,
+        crop: int,
+        look_probability: float,
+        device: torch.device,
+    ) -> None:
+        self.anatomies, self.model, self.coordinates = anatomies, model, coordinates
+        self.crop, self.look_probability, self.device = crop, look_probability, device
+
+    def draw(self, rng: np.random.Generator) -> Example:
+        """A random example."""
+        group = self.anatomies[int(rng.integers(len(self.anatomies)))]
+        anatomy = group[int(rng.integers(len(group)))]
+        fields, voxel_sizes = _draw_crop(anatomy, self.crop, rng)
+        return self.scan(fields.to(self.device), voxel_sizes, Protocol.draw(rng), rng)
+
+    def scan(
+        self, fields: Tensor, voxel_sizes: NDArray[np.float64], protocol: Protocol, rng: np.random.Generator
+    ) -> Example:
+        """An example of a crop, shape (13, X, Y, Z), at a protocol."""
+        shape: tuple[int, int, int] = tuple(fields.shape[1:])  # type: ignore[assignment]
+        contents = draw_contents(fields, voxel_sizes, rng)
+        design = self._design(protocol.bvals, protocol.bvecs)
+        clean = contents.signal(protocol.bvals / 1000, protocol.bvecs)
+        unsteady = clean * (1 + rng.uniform(0, UNSTEADINESS) * normal(tuple(clean.shape), clean.device, rng))
+        noisy = add_noise(unsteady.reshape(-1, *shape), protocol, rng).reshape(clean.shape)
+        dense_bvals, dense_bvecs, counts = protocol.dense(DENSE_DIRECTIONS)
+        dense = self._design(dense_bvals, dense_bvecs)
+        truth = noise_free_fit(contents.signal(dense_bvals / 1000, dense_bvecs), dense, counts)
+
+        known_sigma = fields.new_tensor(protocol.sigma * np.exp(rng.normal(0, SIGMA_ERROR)))
+        known_correlation = protocol.correlation + rng.normal(0, CORRELATION_ERROR, 3)
+        measurements = Measurements(noisy, design, known_sigma)
+        look = draw_look(truth, rng) if rng.random() < self.look_probability else None
+        front, data = front_end(measurements, look)
+        told = conditions(
+            fields.new_tensor(voxel_sizes[None]), fields.new_tensor(known_correlation[None]), known_sigma[None]
+        )[0]
+        mask = contents.fields[WEIGHTS].sum(0) > 0.5
+        features = network_input(front, data if look is None else data + look, shape, mask)
+        return Example(
+            shape, measurements, data, look, features, front.mean, truth, mask, told, dense, protocol.sigma,
+            int((protocol.bvals > 0).sum()),
+        )  # fmt: skip
+
+    def _design(self, bvals: NDArray[np.float64], bvecs: NDArray[np.float64]) -> WhitenedDesign:
+        return WhitenedDesign.of(self.model, GradientTable(bvals, bvecs), self.coordinates, self.device)
+
+
+def noise_free_fit(signal: Tensor, design: WhitenedDesign, counts: NDArray[np.float64]) -> Tensor:
+    """Weighted fit of noise-free signals, shape (N, V), whitened, shape (P, V); `counts` multiply the weights."""
+    weight = (signal.square() + MIN_WEIGHT) * signal.new_tensor(counts)[:, None]
+    target = signal.clamp_min(MIN_SIGNAL).log() - design.offset
+    # a trace of ridge keeps what a degenerate voxel leaves open finite
+    return solve(add_diagonal(design.products @ weight, 1e-6), design.matrix.T @ (weight * target))
+
+
+def draw_look(truth: Tensor, rng: np.random.Generator) -> Information:
+    """A noisy look at coordinates, shape (P, V), at a random noise level: what a denoiser is given."""
+    level = float(np.exp(rng.uniform(*np.log(NOISE_LEVELS))))
+    return look_at(truth + level * normal(tuple(truth.shape), truth.device, rng), level)
+
+
+def add_noise(signal: Tensor, protocol: Protocol, rng: np.random.Generator) -> Tensor:
+    """Magnitude of signals, shape (N, X, Y, Z), with correlated Gaussian noise in both channels."""
+    real, imaginary = (
+        protocol.sigma * correlated_noise(tuple(signal.shape), protocol.correlation, signal.device, rng)
+        for _ in range(2)
+    )
+    return torch.hypot(signal + real, imaginary)
+
+
+def correlated_noise(
+    shape: tuple[int, ...], correlation: NDArray[np.float64], device: torch.device, rng: np.random.Generator
+) -> Tensor:
+    """Standard normal noise, shape (N, X, Y, Z), correlated between neighbours along each axis."""
+    noise = normal(shape, device, rng)
+    for axis, value in enumerate(correlation):
+        if value > 0:
+            # weights a : 1 : a have the correlation 2 a / (1 + 2 a^2), which reaches 0.7
+            weight = float((1 - np.sqrt(1 - 2 * value**2)) / (2 * value))
+            beside = noise.roll(1, axis + 1) + noise.roll(-1, axis + 1)
+            noise = torch.add(noise, beside, alpha=weight).div_((1 + 2 * weight**2) ** 0.5)
+    return noise
+
+
+def normal(shape: tuple[int, ...], device: torch.device, rng: np.random.Generator) -> Tensor:
+    """Standard normal numbers, drawn on the device."""
+    generator = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
+    return torch.randn(shape, generator=generator, device=device)
+
+
+def _draw_crop(anatomy: Anatomy, edge: int, rng: np.random.Generator) -> tuple[Tensor, NDArray[np.float64]]:
+    """A random crop, its axes exchanged and mirrored at random, shape (13, edge, edge, edge), and its voxel sizes."""
+    brain = anatomy.fields[WEIGHTS]
+    sizes = np.array(brain.shape[1:])
+    for _ in range(ATTEMPTS):
+        low = np.array([rng.integers(-(edge // 4), max(n - edge * 3 // 4, 0) + 1) for n in sizes])
+        first, last = np.maximum(low, 0), np.minimum(low + edge, sizes)
+        box = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
+        if (brain[(slice(None), *box)].sum(0) > 0.5).sum() >= MIN_BRAIN * edge**3:
+            break
+    margins = [(0, 0), *zip(first - low, low + edge - last, strict=True)]
+    fields = np.pad(anatomy.fields[(slice(None), *box)].astype(np.float32), margins)
+    return turned(fields, anatomy.voxel_sizes, rng.permutation(3), rng.choice([-1, 1], 3))
+
+
+def turned(
+    fields: NDArray[np.float32], voxel_sizes: NDArray[np.float64], order: NDArray[np.int_], signs: NDArray[np.int_]
+) -> tuple[Tensor, NDArray[np.float64]]:
+    """An anatomy, shape (13, X, Y, Z), with its axes in another order, some of them mirrored; and its voxel sizes."""
+    result = fields.transpose(0, *(1 + order))
+    result = result[(slice(None), *(slice(None, None, int(sign)) for sign in signs))].copy()
+    for place in DIRECTIONS:
+        result[place] = result[place][order] * signs[:, None, None, None]
+    return torch.from_numpy(result), voxel_sizes[order]

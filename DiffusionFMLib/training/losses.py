@@ -1,0 +1,165 @@
+"""What the prior is trained to lower, and what is watched while it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from DiffusionFMLib.prior.coordinates import DEVIATION_SD, MD_SD, TYPICAL_MD
+from DiffusionFMLib.prior.information import concatenate
+from DiffusionFMLib.prior.network import PriorNetwork
+from DiffusionFMLib.prior.posterior import Posterior, posterior
+from DiffusionFMLib.training.examples import Example
+
+SIGNAL_WEIGHT, LIKELIHOOD_WEIGHT, FA_WEIGHT = 4.0, 0.2, 0.5
+
+SMOOTHNESS: Final = 0.02
+"""Errors below it are squared, larger ones absolute: in whitened coordinates."""
+
+FAR: Final = 4.0
+"""Truths whose squared distance is so many times what it should be count by their distance, not its square."""
+
+SIGNAL_DIRECTIONS: Final = 7
+"""Volumes, b0 among them, that signals are compared in."""
+
+LOG_SIGNAL_RANGE: Final = (-8.0, 3.0)
+
+FLUID_MD: Final = 1.2
+"""Voxels of higher mean diffusivity are fluid, um2/ms."""
+
+ANISOTROPIC: Final = 0.25
+"""Tissue of higher FA is white matter, of lower grey."""
+
+NOISE_BINS: Final = {"snr5": 0.12, "snr12": 0.055, "snr25": 0.0}
+"""Lowest sigma of each group of examples that errors are watched in."""
+
+DETERMINED: Final = 6
+"""With fewer directions no neighbour can tell a tensor either: a group of their own, ``few``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Losses:
+    """Loss of a batch, and errors to watch.
+
+    Parameters
+    ----------
+    total : Tensor, shape ()
+    parts : dict of str to float
+        Terms before they are weighted.
+    squares : dict of str to (float, float, int)
+        By noise level and tissue: summed square error of the posterior mean and of the ridge estimate, in whitened
+        coordinates of the tensor, and the number of voxels.
+    """
+
+    total: Tensor
+    parts: dict[str, float]
+    squares: dict[str, tuple[float, float, int]]
+
+
+def batch_input(examples: list[Example]) -> tuple[Tensor, Tensor, Tensor]:
+    """Features, masks and conditions of examples of one shape, as the network takes them."""
+    shape = examples[0].shape
+    layout = torch.channels_last_3d
+    return (
+        torch.stack([e.features for e in examples]).contiguous(memory_format=layout),
+        torch.stack([e.mask.float().reshape(1, *shape) for e in examples]).contiguous(memory_format=layout),
+        torch.stack([e.conditions for e in examples]),
+    )
+
+
+def posterior_of(network: PriorNetwork, raw: Tensor, examples: list[Example]) -> Posterior:
+    """Posterior of all voxels of a batch, one example after another, from the network's raw output."""
+    prior = network.local_prior(raw.float().movedim(1, 0).reshape(raw.shape[1], -1)).information()
+    # a look at the truth comes from outside the voxel's measurements, as the prior does
+    looks = [e.look or e.data.nothing() for e in examples]
+    return posterior(prior + concatenate(looks), [e.measurements for e in examples], [e.data for e in examples])
+
+
+def losses(result: Posterior, examples: list[Example], rng: np.random.Generator) -> Losses:
+    """Loss of a batch's posterior.
+
+    Whitened error of the mean, likelihood of the truth, signals at the protocol's shells, and FA. The signal term
+    has b0 in it: without it S0 and MD drift together.
+    """
+    truth = torch.cat([e.truth for e in examples], 1)
+    mask = torch.cat([e.mask for e in examples])
+    md = TYPICAL_MD + MD_SD * truth[0]
+    weight = mask / (0.5 + md.clamp(0, 4).square())
+    weight = weight / weight.sum()
+
+    square = (result.mean - truth).square().sum(0)
+    parameters = (weight * ((square + SMOOTHNESS**2).sqrt() - SMOOTHNESS)).sum()
+
+    unknowns = len(truth)
+    distance = result.distance(truth)
+    far = FAR * unknowns
+    # a few voxels whose signal is no tensor's would outweigh all others
+    distance = torch.where(distance < far, distance, 2 * (far * distance.clamp_min(far)).sqrt() - far)
+    log_prob = 0.5 * (result.log_determinant - distance)
+    # weighted by the sd that is claimed, so that uncertain voxels are learnt from too (Seitzer et al., 2022)
+    claimed = (-0.5 / unknowns * result.log_determinant.detach()).exp()
+    likelihood = -(weight * claimed * log_prob).sum() / unknowns
+
+    fa_error = fa(result.mean) - fa(truth)
+    anisotropy = (weight * fa_error.abs()).sum()
+    signals = _signal_error(result.mean, truth, weight, examples, rng)
+    total = parameters + SIGNAL_WEIGHT * signals + LIKELIHOOD_WEIGHT * likelihood + FA_WEIGHT * anisotropy
+    parts = {"parameters": parameters, "signals": signals, "likelihood": likelihood, "fa": anisotropy}
+    ridge = torch.cat([e.ridge for e in examples], 1)
+    return Losses(
+        total,
+        {name: float(value.detach()) for name, value in parts.items()},
+        _watched(result.mean.detach(), ridge, truth, mask, examples),
+    )
+
+
+def fa(u: Tensor) -> Tensor:
+    """FA of whitened tensor coordinates (P, V), without its eigenvalues, shape (V,)."""
+    md = TYPICAL_MD + MD_SD * u[0]
+    deviation = DEVIATION_SD**2 * u[1:6].square().sum(0)
+    return (1.5 * deviation / (3 * md.square() + deviation) + 1e-6).sqrt().clamp_max(1.2)
+
+
+def _signal_error(
+    mean: Tensor, truth: Tensor, weight: Tensor, examples: list[Example], rng: np.random.Generator
+) -> Tensor:
+    total = mean.new_zeros(())
+    start = 0
+    for e in examples:
+        voxels = slice(start, start + e.truth.shape[1])
+        start = voxels.stop
+        volumes = torch.as_tensor([0, *(1 + rng.permutation(len(e.dense.matrix) - 1)[: SIGNAL_DIRECTIONS - 1])])
+        matrix, offset = e.dense.matrix[volumes], e.dense.offset[volumes]
+        found = (offset + matrix @ mean[:, voxels]).clamp(*LOG_SIGNAL_RANGE).exp()
+        right = (offset + matrix @ truth[:, voxels]).clamp(*LOG_SIGNAL_RANGE).exp()
+        total = total + (weight[voxels] * (found - right).abs().mean(0)).sum()
+    return total
+
+
+def _watched(
+    mean: Tensor, ridge: Tensor, truth: Tensor, mask: Tensor, examples: list[Example]
+) -> dict[str, tuple[float, float, int]]:
+    squares: dict[str, tuple[float, float, int]] = {}
+    errors = [(estimate - truth)[:6].square().sum(0) for estimate in (mean, ridge)]
+    fluid = TYPICAL_MD + MD_SD * truth[0] > FLUID_MD
+    white = fa(truth) > ANISOTROPIC
+    tissues = {"wm": white & ~fluid & mask, "gm": ~white & ~fluid & mask, "fluid": fluid & mask}
+    start = 0
+    for e in examples:
+        voxels = slice(start, start + e.truth.shape[1])
+        start = voxels.stop
+        if e.look is not None:
+            continue
+        level = "few"
+        if e.directions >= DETERMINED:
+            level = next(name for name, lowest in NOISE_BINS.items() if e.sigma >= lowest)
+        for name, where in tissues.items():
+            here = where[voxels]
+            ours, theirs = (float(error[voxels][here].sum()) for error in errors)
+            before = squares.get(f"{level}_{name}", (0.0, 0.0, 0))
+            squares[f"{level}_{name}"] = (before[0] + ours, before[1] + theirs, before[2] + int(here.sum()))
+    return squares

@@ -1,0 +1,194 @@
+"""Anatomies from real scans: tissue of real shapes, once the noise is taken out of the fit.
+
+A raw fit carries its noise as texture, which a network would learn as anatomy. So tensors are cleaned by total
+variation first, and read as tissue: fluid from mean diffusivity, fibres along the main directions, their spread from
+the anisotropy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from DiffusionFMLib.acquisition import Acquisition
+from DiffusionFMLib.errors import InputError, ProtocolError
+from DiffusionFMLib.events import Report
+from DiffusionFMLib.gradients import image_rotation
+from DiffusionFMLib.physics import DTI
+from DiffusionFMLib.physics.tensor_arrays import AS_MATRIX
+from DiffusionFMLib.prior.coordinates import coordinates_of
+from DiffusionFMLib.settings import FitSettings
+from DiffusionFMLib.training.anatomies import FIELDS, Anatomy, cached, trimmed
+
+TISSUE_MD, FLUID_MD = 0.85, 3.0
+"""Mean diffusivity that tissue is taken to end at, and that of fluid, um2/ms."""
+
+GREY_FA, WHITE_FA = 0.12, 0.3
+"""FA at which tissue starts to be white matter, and is nothing else."""
+
+STRAIGHT_FA: Final = 0.8
+"""FA of white matter whose fibres are parallel."""
+
+WHITENED_RANGE: Final = (-4.0, 4.0)
+"""Fitted coordinates beyond are noise."""
+
+CLEANING: Final = 1.5
+"""Weight of the total variation over the noise's standard deviation."""
+
+STEPS: Final = 60
+"""Of the iteration that minimises total variation."""
+
+
+def scan_anatomies(scans: Path, folder: Path, report: Report) -> Iterator[Anatomy]:
+    """Anatomies of all scans in a folder that a tensor can be fitted to, from the cache or new.
+
+    Parameters
+    ----------
+    scans : Path
+        Searched for NIfTI images with bval and bvec, through all its folders.
+    folder : Path
+        Where anatomies are kept between runs.
+    report : Report
+        Warned of scans that are left out.
+
+    Raises
+    ------
+    InputError
+        If there are none.
+    """
+    paths = [path for path in sorted(scans.rglob("*.nii.gz")) if path.with_name(f"{stem_of(path)}.bval").is_file()]
+    used = 0
+    for done, path in enumerate(paths):
+        report.progress(done, len(paths), "Scans")
+        name = "-".join(path.relative_to(scans).parts).removesuffix(".nii.gz")
+        try:
+            anatomy = cached(folder, f"scan-{name}", partial(_read, path, report))
+        except InputError as error:
+            report.warning("scan", f"{path.name} is not trained on: {error.message}")
+            continue
+        used += 1
+        yield anatomy
+    if not used:
+        msg = f"There is no scan to train on in {scans}; expected .nii.gz files with .bval and .bvec beside them."
+        raise InputError(msg, "Choose another folder.")
+
+
+def stem_of(path: Path) -> str:
+    """Name of a file without .nii.gz."""
+    return path.name.removesuffix(".nii.gz")
+
+
+def _read(path: Path, report: Report) -> Anatomy:
+    from DiffusionFMLib.io import read_acquisition
+    from DiffusionFMLib.preprocessing.masking import brain_mask
+    from DiffusionFMLib.settings import ScanSettings
+
+    acquisition = read_acquisition(ScanSettings(dwi=str(path)), report)
+    if problem := DTI().unsupported(acquisition.gtab):
+        raise ProtocolError(problem)
+    return anatomy_of(acquisition, brain_mask(acquisition), report)
+
+
+def anatomy_of(acquisition: Acquisition, mask: NDArray[np.bool_], report: Report) -> Anatomy:
+    """What is in each voxel of a scan, shape of the mask (X, Y, Z)."""
+    from DiffusionFMLib.fitting import fit
+
+    fitted = fit(replace(acquisition, mask=mask), DTI(), FitSettings(reweightings=3, device="cpu"), report)
+    coordinates = coordinates_of(DTI())
+    theta = torch.as_tensor(fitted.parameters.T.astype(np.float64))
+    theta[6] = 0
+    volume, inside = torch.zeros(6, *mask.shape), torch.as_tensor(mask)
+    volume[:, inside] = coordinates.whiten(theta)[:6].clamp(*WHITENED_RANGE).float()
+    clean = torch.zeros_like(theta)
+    clean[:6] = denoised(volume, inside, CLEANING * noise_of(volume, inside))[:, inside].double()
+    tensors = coordinates.theta(clean).numpy()[:6]
+    axes = image_rotation(acquisition.affine)
+    fields = np.zeros((len(FIELDS), *mask.shape), np.float16)
+    fields[:, mask] = tissue_of(np.einsum("ji,jkv,kl->vil", axes, tensors[np.array(AS_MATRIX)], axes))
+    return Anatomy(trimmed(fields), acquisition.voxel_sizes)
+
+
+def noise_of(volume: Tensor, inside: Tensor) -> float:
+    """Standard deviation of what is not smooth in a volume, shape (C, X, Y, Z), within a mask.
+
+    From second differences along all axes, in which anatomy all but cancels; its borders do not count in a median.
+    """
+    centre = inside[1:-1, 1:-1, 1:-1]
+    rough = 6 * volume[:, 1:-1, 1:-1, 1:-1]
+    for axis in range(3):
+        for shift in (-1, 1):
+            rough = rough - volume.roll(shift, axis + 1)[:, 1:-1, 1:-1, 1:-1]
+            centre = centre & inside.roll(shift, axis)[1:-1, 1:-1, 1:-1]
+    return float(rough[1:, centre].abs().median()) / (0.6745 * 42**0.5)
+
+
+def tissue_of(tensors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Fields, shape (13, V), whose tensors are about those given, shape (V, 3, 3), um2/ms."""
+    evals, evecs = np.linalg.eigh(tensors)
+    low, middle, high = np.maximum(evals, 0.05).T
+    md = (low + middle + high) / 3
+    fluid = np.clip((md - TISSUE_MD) / (FLUID_MD - TISSUE_MD), 0, 1)
+    # the tissue's own tensor, without the fluid's share of it
+    solid = [np.maximum(value - fluid * FLUID_MD, 0.05) for value in (low, middle, high)]
+    mean = sum(solid) / 3
+    fa = np.sqrt(1.5 * sum((value - mean) ** 2 for value in solid) / sum(value**2 for value in solid))
+    white = np.clip((fa - GREY_FA) / (WHITE_FA - GREY_FA), 0, 1)
+    # planar tensors are two populations, along the two larger axes
+    linear, planar = solid[2] - solid[1], solid[1] - solid[0]
+    second = 0.5 * np.clip(planar / (linear + planar + 1e-3), 0, 1)
+    spread = np.clip(0.45 * (1 - fa / STRAIGHT_FA), 0.005, 0.5)
+    tissue = 1 - fluid
+    return np.concatenate(
+        [
+            [tissue * white * (1 - second), tissue * white * second, tissue * (1 - white), fluid],
+            evecs[:, :, 2].T,
+            evecs[:, :, 1].T,
+            [spread, spread, np.clip((0.8 - mean) / 0.8, -0.4, 0.4)],
+        ]
+    )
+
+
+def denoised(volume: Tensor, inside: Tensor, strength: float) -> Tensor:
+    """Vector-valued total variation denoising: channels share their edges (Bresson and Chan, 2008).
+
+    Parameters
+    ----------
+    volume : Tensor, shape (C, X, Y, Z)
+    inside : Tensor, shape (X, Y, Z), bool
+        Differences across its border count for nothing.
+    strength : float
+        Weight of the total variation beside half the squared change.
+    """
+    joined = torch.stack([_both(inside, axis) for axis in range(3)])
+    dual = volume.new_zeros(3, *volume.shape)
+    step = 1 / (12 * strength)
+    for _ in range(STEPS):
+        clean = volume + strength * _divergence(dual)
+        gradient = torch.stack([_difference(clean, axis) * joined[axis] for axis in range(3)])
+        dual = dual + step * gradient
+        dual = dual / dual.square().sum((0, 1)).sqrt().clamp_min(1)
+    return volume + strength * _divergence(dual)
+
+
+def _both(inside: Tensor, axis: int) -> Tensor:
+    """Where a voxel and the next one along an axis are inside."""
+    ahead = inside.roll(-1, axis)
+    ahead.select(axis, inside.shape[axis] - 1).fill_(False)
+    return inside & ahead
+
+
+def _difference(volume: Tensor, axis: int) -> Tensor:
+    return volume.roll(-1, axis + 1) - volume
+
+
+def _divergence(dual: Tensor) -> Tensor:
+    # the dual is zero where there is no next voxel, so that rolling round brings nothing in
+    return sum((part - part.roll(1, axis + 1) for axis, part in enumerate(dual)), torch.zeros(()))

@@ -1,0 +1,72 @@
+"""What a training run is made of: presets, and what a person chooses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from DiffusionFMLib.settings import Settings, option
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Size of a training run.
+
+    Parameters
+    ----------
+    channels, levels, blocks : int
+        See `NetworkShape`.
+    crop : int
+        Edge of the crops, voxels.
+    batch : int
+        Crops per step and process.
+    steps : int
+    learning_rate : float
+    brains, phantoms : int
+        Anatomies to train on: simulated heads, and random ones.
+    precision : str
+        Of convolutions, as Lightning Fabric names it; systems are always solved in float32.
+    """
+
+    channels: int
+    levels: int
+    blocks: int
+    crop: int
+    batch: int
+    steps: int
+    learning_rate: float
+    brains: int
+    phantoms: int
+    precision: str
+
+
+PRESETS: Final = {
+    "tiny": Preset(16, 1, 1, 16, 2, 20, 1e-3, 0, 2, "32-true"),
+    "small": Preset(16, 2, 1, 24, 4, 10_000, 1e-3, 24, 24, "32-true"),
+    "base": Preset(48, 2, 2, 32, 16, 20_000, 1e-3, 100, 100, "bf16-mixed"),
+    "large": Preset(64, 3, 2, 32, 32, 100_000, 1e-3, 200, 200, "bf16-mixed"),
+}
+"""tiny is for tests; small trains on a CPU in about 2 h, base on one GPU in about half an hour."""
+
+
+@dataclass(frozen=True)
+class TrainSettings(Settings):
+    """Training of the prior on simulated scans."""
+
+    out: str = option("", "Folder of checkpoint, log and weights; a run that is there is taken up again.", path=True)
+    preset: str = option("small", "Size of the run.", choices=tuple(PRESETS))
+    model: str = option("dti", "Signal model.", choices=("dti",))
+    anatomies: str = option("", "Folder that anatomies are kept in; below the run's own when not given.", path=True)
+    scans: str = option(
+        "",
+        "Folder of scans, NIfTI with bval and bvec, whose anatomy is trained on beside the simulated.",
+        path=True,
+    )
+    steps: int = option(0, "Steps in all; the preset's when 0.", minimum=0, maximum=10_000_000)
+    minutes: float = option(
+        0.0, "Stop after this time, to be taken up again; no limit when 0.", minimum=0, maximum=100_000, unit="min"
+    )
+    devices: int = option(1, "Processes on this machine.", minimum=1, maximum=64, advanced=True)
+    nodes: int = option(1, "Machines.", minimum=1, maximum=1024, advanced=True)
+    device: str = option("auto", "Where to compute.", choices=("auto", "cpu", "cuda"))
+    seed: int = option(0, "Seed of everything random.", minimum=0, maximum=2**31 - 1)

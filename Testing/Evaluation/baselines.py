@@ -1,0 +1,53 @@
+"""Estimates that the prior has to beat: weighted least squares, ridge, and ridge smoothed by half a voxel."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from DiffusionFMLib.acquisition import Acquisition
+from DiffusionFMLib.physics import DTI
+
+RIDGE_MEAN = np.array([0.95, 0, 0, 0.95, 0, 0.95, 0])
+RIDGE_SD = np.array([0.7, 0.3, 0.3, 0.7, 0.3, 0.7, 1.5])
+"""Weak prior on Dxx Dxy Dxz Dyy Dyz Dzz, um2/ms, and ln S0 where typical tissue has 0."""
+
+REWEIGHTINGS = 3
+MAX_EXPONENT = 15.0
+
+
+def least_squares(acquisition: Acquisition, mask: NDArray[np.bool_], sigma: NDArray, ridge: bool) -> NDArray:
+    """Weighted least squares of the log signal, with the ridge or without, shape (7, V); ln S0 in the scan's unit.
+
+    Weights come from the predicted signal and `sigma`, the noise of each of the mask's V voxels.
+    """
+    signal = torch.as_tensor(acquisition.signal[mask], dtype=torch.float64)
+    scale = float(signal[:, torch.as_tensor(acquisition.gtab.b0_mask)].mean(1).median())
+    design = torch.as_tensor(DTI().design(acquisition.gtab))
+    mean = torch.as_tensor(RIDGE_MEAN)
+    penalty = torch.diag(torch.as_tensor(1 / RIDGE_SD**2)) * float(ridge)
+    log = (signal / scale).clamp_min(1e-4).log() - design @ mean
+    noise = torch.as_tensor(sigma / scale)[:, None]
+    weight = ((log + design @ mean).exp() / noise) ** 2
+    for _ in range(REWEIGHTINGS):
+        normal = torch.einsum("ni,vn,nj->vij", design, weight, design) + penalty
+        # the tiniest ridge keeps voxels without signal from stopping the others
+        normal = normal + 1e-9 * normal.diagonal(dim1=1, dim2=2).sum(1)[:, None, None] * torch.eye(7)
+        found = torch.linalg.solve(normal, torch.einsum("ni,vn,vn->vi", design, weight, log)[..., None])[..., 0]
+        weight = ((design @ mean + found @ design.T).clamp(-MAX_EXPONENT, MAX_EXPONENT).exp() / noise) ** 2
+    theta = (found + mean).T.numpy()
+    theta[6] += np.log(scale)
+    return theta
+
+
+def smoothed(theta: NDArray, mask: NDArray[np.bool_], width: float) -> NDArray:
+    """Parameters (7, V) of a mask smoothed by a Gaussian of so many voxels, within the mask."""
+    weight = gaussian_filter(mask.astype(float), width)
+    result = np.empty_like(theta)
+    for row, values in zip(result, theta, strict=True):
+        volume = np.zeros(mask.shape)
+        volume[mask] = values
+        row[:] = gaussian_filter(volume, width)[mask] / weight[mask]
+    return result

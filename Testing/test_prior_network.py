@@ -1,0 +1,121 @@
+"""The prior's view of the neighbourhood: pooled information, and what any network's output stands for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from DiffusionFMLib.prior.information import FrontEnd, Information
+from DiffusionFMLib.prior.neighbourhood import NEIGHBOURS, network_input, pooled_estimate
+from DiffusionFMLib.prior.network import (
+    CONDITIONS,
+    LOG_PRECISION_RANGE,
+    NetworkShape,
+    PriorNetwork,
+    conditions,
+)
+from DiffusionFMLib.prior.systems import add_diagonal, inverse, pack, solve, unpack
+
+P, PACKED = 7, 28
+SHAPE = (6, 5, 4)
+VOXELS = 120
+CHANNELS = 2 * P + PACKED
+
+
+def information(seed: int = 0) -> Information:
+    generator = torch.Generator().manual_seed(seed)
+    half = torch.randn(P, P, VOXELS, generator=generator, dtype=torch.float64)
+    vector = torch.randn(P, VOXELS, generator=generator, dtype=torch.float64)
+    return Information(pack(torch.einsum("ikv,jkv->ijv", half, half)), vector)
+
+
+def network(seed: int = 0, levels: int = 2) -> PriorNetwork:
+    torch.manual_seed(seed)
+    made = PriorNetwork(NetworkShape(P, 16, levels, 1)).eval()
+    with torch.no_grad():
+        made.head.weight.normal_(std=0.3)
+        made.linear.weight.normal_(std=0.1)
+    return made
+
+
+def test_pooling_is_a_binomial_filter_of_the_information() -> None:
+    data = information()
+    kernel = np.array([0.25, 0.5, 0.25])
+    sums = torch.cat([data.precision, data.vector]).reshape(-1, *SHAPE).numpy()
+    for axis in (1, 2, 3):
+        sums = ndimage.correlate1d(sums, kernel, axis=axis, mode="constant")
+    sums = NEIGHBOURS * torch.as_tensor(sums).reshape(len(sums), -1)
+    expected = solve(add_diagonal(sums[:PACKED], 1.0), sums[PACKED:])
+    torch.testing.assert_close(pooled_estimate(data, SHAPE), expected)
+
+
+def test_a_lonely_voxel_speaks_for_itself() -> None:
+    """Pooling adds to what a voxel knows, and takes nothing away: without neighbours it is the ridge estimate."""
+    data = information()
+    alone = torch.zeros(VOXELS, dtype=torch.float64)
+    alone[47] = 1
+    pooled = pooled_estimate(Information(data.precision * alone, data.vector * alone), SHAPE)
+    ridge = solve(add_diagonal(data.precision, 1.0), data.vector)
+    torch.testing.assert_close(pooled[:, 47], ridge[:, 47])
+
+
+def test_nothing_comes_in_from_outside_the_brain() -> None:
+    data, mask = information(), torch.ones(VOXELS, dtype=torch.bool)
+    mask[::3] = False
+    wild = torch.where(mask, 1.0, 1e6).double()
+    front = FrontEnd(data.vector, inverse(add_diagonal(data.precision, 1.0)))
+    one = network_input(front, data, SHAPE, mask)
+    other = network_input(
+        FrontEnd(front.mean * wild, front.covariance), Information(data.precision, data.vector * wild), SHAPE, mask
+    )
+    assert one.shape == (CHANNELS, *SHAPE)
+    torch.testing.assert_close(other, one)
+    assert not one.reshape(CHANNELS, -1)[:, ~mask].any()
+
+
+@pytest.mark.parametrize("size", [0.1, 3.0, 30.0])
+def test_whatever_the_output_the_prior_is_a_gaussian(size: float) -> None:
+    raw = size * torch.randn(P + PACKED, 200, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    prior = network().local_prior(raw)
+    dense = unpack(prior.precision).permute(2, 0, 1)
+    torch.testing.assert_close(dense, dense.transpose(1, 2))
+    # determinant of a unit triangle is one: the diagonal alone decides it
+    logs = (raw[P:][[0, 7, 13, 18, 22, 25, 27]] + 3.5).clamp(*LOG_PRECISION_RANGE).sum(0)
+    if size < 10:
+        assert float(torch.linalg.eigvalsh(dense).min()) > 0
+        torch.testing.assert_close(torch.logdet(dense), logs, rtol=1e-6, atol=1e-4)
+    assert torch.isfinite(prior.information().vector).all()
+    torch.testing.assert_close(prior.mean, raw[:P])
+
+
+def test_a_crop_and_the_whole_volume_agree() -> None:
+    """No statistics of the volume come in: away from its border a crop gives what the whole gives."""
+    made = network(levels=1)
+    generator = torch.Generator().manual_seed(2)
+    features = torch.randn(1, CHANNELS, 40, 24, 24, generator=generator)
+    mask, told = torch.ones(1, 1, 40, 24, 24), torch.randn(1, CONDITIONS, generator=generator)
+    with torch.no_grad():
+        whole = made(features, mask, told)
+        crop = made(features[:, :, :32], mask[:, :, :32], told)
+    torch.testing.assert_close(crop[:, :, :16], whole[:, :, :16], rtol=0, atol=1e-4)
+    assert not torch.allclose(crop[:, :, 31:], whole[:, :, 31:32], atol=1e-3)
+
+
+def test_the_network_heeds_what_it_is_told_of_the_scan() -> None:
+    made = network()
+    with torch.no_grad():
+        for stage in made.down:
+            for block in stage.blocks:
+                block.modulate.weight.normal_(std=0.1)
+        features, mask = torch.randn(2, CHANNELS, 8, 8, 8), torch.ones(2, 1, 8, 8, 8)
+        features[1] = features[0]
+        told = conditions(
+            torch.tensor([[2.0, 2.0, 2.0], [1.0, 1.0, 3.0]]),
+            torch.tensor([[0.0] * 3, [0.5] * 3]),
+            torch.tensor([0.05, 0.2]),
+        )
+        raw = made(features, mask, told)
+    assert told.shape == (2, CONDITIONS)
+    assert float((raw[0] - raw[1]).abs().max()) > 0.01
