@@ -233,7 +233,8 @@ def test_real_scan_gives_anatomy(scans) -> None:
     callosal = [p for p in pieces if np.ptp(x[p]) > 40 and (x[p].min() < middle[0] < x[p].max())]
     rising = [p for p in pieces if np.ptp(z[p]) > 70 and np.ptp(z[p]) > 1.5 * np.ptp(y[p])]
     running = [p for p in pieces if np.ptp(y[p]) > 70 and np.ptp(y[p]) > 1.5 * np.ptp(z[p])]
-    assert len(callosal) > 100
+    # 73..109 over 24 draws (seeds, methods, grids): a bar at their middle would fall by chance
+    assert len(callosal) > 50
     assert len(rising) > 50
     assert len(running) > 50
     # callosal fibres cross the midline going sideways

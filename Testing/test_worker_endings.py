@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from worker_client import ENVIRONMENT, WorkerClient, of_kind, write_small_scan
@@ -205,12 +207,25 @@ def test_a_full_disk_is_told_and_leaves_no_half_file(worker, scan, clean, tmp_pa
     assert _contents(tmp_path) == clean
 
 
+def _tiled(path, to, copies):
+    """The scan at `path`, repeated along its axes; written to `to`."""
+    import nibabel
+
+    image = nibabel.load(path)
+    nibabel.save(nibabel.Nifti1Image(np.tile(np.asarray(image.dataobj), copies), image.affine), to)
+    for suffix in (".bval", ".bvec"):
+        shutil.copy(str(path).replace(".nii.gz", suffix), str(to).replace(".nii.gz", suffix))
+    return to
+
+
 @posix_only
-def test_out_of_memory_is_told_and_the_worker_lives_on(worker, scan, big_scan, clean, tmp_path):
+def test_out_of_memory_is_told_and_the_worker_lives_on(worker, scan, clean, tmp_path):
+    # twice what the process may find free: threads that end give back some 64 MiB of reserved addresses
+    huge_scan = _tiled(scan, tmp_path / "huge_dwi.nii.gz", (5, 5, 4, 1))
     worker.run("fit", dwi=scan, out=tmp_path / "small")
     used = psutil.Process(worker.process.pid).memory_info().vms
     with _limited(worker, resource.RLIMIT_AS, used + (8 << 20)):
-        failed = worker.run("fit", dwi=big_scan, out=tmp_path / "big")[-1]
+        failed = worker.run("fit", dwi=huge_scan, out=tmp_path / "big")[-1]
     assert (failed.kind, failed.code) == ("failed", "device")
     assert "memory" in failed.message
     assert not (tmp_path / "big").exists()

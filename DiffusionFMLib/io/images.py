@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from DiffusionFMLib.errors import InputError
+from DiffusionFMLib.errors import DeviceError, InputError
 from DiffusionFMLib.events import Report
 from DiffusionFMLib.gradients import GradientTable
 
@@ -69,7 +69,9 @@ class ImageFile(ABC):
         Raises
         ------
         InputError
-            If the file is damaged, or larger than the memory.
+            If the file is damaged.
+        DeviceError
+            If it is larger than the memory.
         JobCancelled
             If the report says so.
         """
@@ -78,7 +80,7 @@ class ImageFile(ABC):
         except MemoryError as error:
             size = 4 * math.prod(self.shape) / 2**30
             msg = f"{self.path.name} has shape {self.shape}, which needs {size:.1f} GiB: there is not enough memory."
-            raise InputError(msg, "Close other programs, or choose a smaller scan.") from error
+            raise DeviceError(msg, "Close other programs, or choose a smaller scan.") from error
 
     @property
     def files(self) -> list[Path]:
