@@ -8,7 +8,15 @@ import torch
 from scipy import ndimage
 
 from DiffusionFMLib.prior.information import FrontEnd, Information
-from DiffusionFMLib.prior.neighbourhood import NEIGHBOURS, network_input, pooled_estimate
+from DiffusionFMLib.prior.neighbourhood import (
+    LOG_WEIGHT_RANGE,
+    PASSES,
+    SHIFTS,
+    START_WEIGHTS,
+    Neighbourhood,
+    network_input,
+)
+from DiffusionFMLib.prior.neighbourhood import VOXELS as VOXELS_EACH
 from DiffusionFMLib.prior.network import (
     CONDITIONS,
     LOG_PRECISION_RANGE,
@@ -21,7 +29,7 @@ from DiffusionFMLib.prior.systems import add_diagonal, inverse, pack, solve, unp
 P, PACKED = 7, 28
 SHAPE = (6, 5, 4)
 VOXELS = 120
-CHANNELS = 2 * P + PACKED
+CHANNELS = 3 * P + PACKED
 
 
 def information(seed: int = 0) -> Information:
@@ -40,25 +48,64 @@ def network(seed: int = 0, levels: int = 2) -> PriorNetwork:
     return made
 
 
-def test_pooling_is_a_binomial_filter_of_the_information() -> None:
-    data = information()
-    kernel = np.array([0.25, 0.5, 0.25])
-    sums = torch.cat([data.precision, data.vector]).reshape(-1, *SHAPE).numpy()
-    for axis in (1, 2, 3):
-        sums = ndimage.correlate1d(sums, kernel, axis=axis, mode="constant")
-    sums = NEIGHBOURS * torch.as_tensor(sums).reshape(len(sums), -1)
-    expected = solve(add_diagonal(sums[:PACKED], 1.0), sums[PACKED:])
-    torch.testing.assert_close(pooled_estimate(data, SHAPE), expected)
+def rows(data: Information) -> torch.Tensor:
+    return torch.cat([data.precision, data.vector]).reshape(-1, *SHAPE)
+
+
+def ridge(sums: torch.Tensor) -> torch.Tensor:
+    sums = sums.reshape(len(sums), -1)
+    return solve(add_diagonal(sums[:PACKED], 1.0), sums[PACKED:])
+
+
+EVERYWHERE = torch.ones(VOXELS, dtype=torch.bool)
+
+
+def test_neighbourhoods_are_binomial_filters_of_the_information() -> None:
+    neighbourhood = Neighbourhood.of(information(), SHAPE, EVERYWHERE)
+    expected = []
+    for passes, voxels in zip(PASSES, VOXELS_EACH, strict=True):
+        sums = rows(information()).numpy()
+        for axis in (1, 2, 3) * passes:
+            sums = ndimage.correlate1d(sums, np.array([0.25, 0.5, 0.25]), axis=axis, mode="constant")
+        expected.append(ridge(voxels * torch.as_tensor(sums)))
+    torch.testing.assert_close(neighbourhood.estimates(), torch.cat(expected))
+
+
+def test_weights_join_the_neighbours_that_they_name() -> None:
+    """Against a loop over voxels and neighbours."""
+    data, generator = information(), torch.Generator().manual_seed(4)
+    neighbourhood = Neighbourhood.of(data, SHAPE, EVERYWHERE)
+    log_weights = torch.randn(len(START_WEIGHTS), *SHAPE, generator=generator, dtype=torch.float64)
+    own, sums = rows(data), torch.zeros_like(rows(data))
+    for place in np.ndindex(*SHAPE):
+        weights = np.exp(log_weights[(slice(None), *place)].numpy()) * START_WEIGHTS
+        for shift, weight in zip(SHIFTS, weights[:-1], strict=True):
+            other = np.add(place, shift)
+            if (other >= 0).all() and (other < SHAPE).all():
+                sums[(slice(None), *place)] += weight * own[(slice(None), *other)]
+        sums[(slice(None), *place)] += weights[-1] * neighbourhood.wide[(slice(None), *place)]
+    torch.testing.assert_close(neighbourhood.weighed(log_weights), ridge(sums))
+
+
+def test_the_weights_have_the_right_derivatives() -> None:
+    data, generator = information(), torch.Generator().manual_seed(5)
+    shape = (3, 2, 2)
+    part = Information(data.precision[:, :12], data.vector[:, :12])
+    neighbourhood = Neighbourhood.of(part, shape, EVERYWHERE[:12])
+    log_weights = torch.randn(len(START_WEIGHTS), *shape, generator=generator, dtype=torch.float64)
+    assert torch.autograd.gradcheck(neighbourhood.weighed, log_weights.requires_grad_())
 
 
 def test_a_lonely_voxel_speaks_for_itself() -> None:
-    """Pooling adds to what a voxel knows, and takes nothing away: without neighbours it is the ridge estimate."""
-    data = information()
-    alone = torch.zeros(VOXELS, dtype=torch.float64)
-    alone[47] = 1
-    pooled = pooled_estimate(Information(data.precision * alone, data.vector * alone), SHAPE)
-    ridge = solve(add_diagonal(data.precision, 1.0), data.vector)
-    torch.testing.assert_close(pooled[:, 47], ridge[:, 47])
+    """Neighbours add to what a voxel knows, and take nothing away: without them it is the ridge estimate."""
+    data, alone = information(), torch.zeros(VOXELS, dtype=torch.bool)
+    alone[47] = True
+    neighbourhood = Neighbourhood.of(data, SHAPE, alone)
+    log_weights = torch.zeros(len(START_WEIGHTS), *SHAPE, dtype=torch.float64)
+    log_weights[-1] = LOG_WEIGHT_RANGE[0]
+    expected = ridge(rows(data))[:, 47]
+    torch.testing.assert_close(neighbourhood.estimates()[:P, 47], expected)
+    torch.testing.assert_close(neighbourhood.weighed(log_weights)[:, 47], expected, rtol=1e-3, atol=1e-3)
 
 
 def test_nothing_comes_in_from_outside_the_brain() -> None:
@@ -66,10 +113,9 @@ def test_nothing_comes_in_from_outside_the_brain() -> None:
     mask[::3] = False
     wild = torch.where(mask, 1.0, 1e6).double()
     front = FrontEnd(data.vector, inverse(add_diagonal(data.precision, 1.0)))
-    one = network_input(front, data, SHAPE, mask)
-    other = network_input(
-        FrontEnd(front.mean * wild, front.covariance), Information(data.precision, data.vector * wild), SHAPE, mask
-    )
+    one = network_input(front, Neighbourhood.of(data, SHAPE, mask), mask)
+    outside = Information(data.precision, data.vector * wild)
+    other = network_input(FrontEnd(front.mean * wild, front.covariance), Neighbourhood.of(outside, SHAPE, mask), mask)
     assert one.shape == (CHANNELS, *SHAPE)
     torch.testing.assert_close(other, one)
     assert not one.reshape(CHANNELS, -1)[:, ~mask].any()
@@ -78,7 +124,7 @@ def test_nothing_comes_in_from_outside_the_brain() -> None:
 @pytest.mark.parametrize("size", [0.1, 3.0, 30.0])
 def test_whatever_the_output_the_prior_is_a_gaussian(size: float) -> None:
     raw = size * torch.randn(P + PACKED, 200, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    prior = network().local_prior(raw)
+    prior = network().local_prior(raw[:P], raw[P:])
     dense = unpack(prior.precision).permute(2, 0, 1)
     torch.testing.assert_close(dense, dense.transpose(1, 2))
     # determinant of a unit triangle is one: the diagonal alone decides it

@@ -15,6 +15,7 @@ from DiffusionFMLib.physics.tensor_arrays import spread_directions
 from DiffusionFMLib.preprocessing.noise import NoiseEstimate
 from DiffusionFMLib.prior.coordinates import coordinates_of
 from DiffusionFMLib.prior.estimate import ScanPosterior
+from DiffusionFMLib.prior.neighbourhood import Neighbourhood
 from DiffusionFMLib.prior.network import NetworkShape, PriorNetwork
 from DiffusionFMLib.prior.sampling import sample
 from DiffusionFMLib.prior.systems import unpack
@@ -28,9 +29,12 @@ class SameEverywhere(PriorNetwork):
 
     def forward(self, features: Tensor, mask: Tensor, conditions: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(0)
-        raw = 0.3 * torch.randn(35, generator=generator)
+        raw = torch.cat([0.3 * torch.randn(35, generator=generator), torch.zeros(28)])
         raw[7:][[0, 7, 13, 18, 22, 25, 27]] -= 2.0
-        return raw[None, :, None, None, None].expand(1, 35, *features.shape[2:])
+        return raw[None, :, None, None, None].expand(1, 63, *features.shape[2:])
+
+    def mean(self, raw: Tensor, neighbourhood: Neighbourhood) -> Tensor:
+        return raw[:7].reshape(7, -1)
 
 
 @pytest.fixture(scope="module")

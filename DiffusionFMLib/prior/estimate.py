@@ -19,7 +19,7 @@ from DiffusionFMLib.physics.tensor_arrays import AS_MATRIX
 from DiffusionFMLib.preprocessing.noise import NoiseEstimate
 from DiffusionFMLib.prior.coordinates import WhitenedDesign
 from DiffusionFMLib.prior.information import FrontEnd, Information, Measurements, front_end
-from DiffusionFMLib.prior.neighbourhood import pooled_estimate
+from DiffusionFMLib.prior.neighbourhood import Neighbourhood
 from DiffusionFMLib.prior.network import conditions
 from DiffusionFMLib.prior.posterior import Posterior, posterior
 from DiffusionFMLib.prior.systems import unpack
@@ -124,13 +124,13 @@ class ScanPosterior:
             front, data = front_end(self._measured(chunk), part)
             known = data if part is None else data + part
             seen[:, chunk] = torch.cat([front.mean, front.spread(), known.precision, known.vector])
-        raw = _neighbourhood(seen, self.mask, self._told, self.trained)
+        mean, triangle = _learned(seen, self.mask, self._told, self.trained)
         for chunk in chunks:
             report.check()
             measurements, part = self._measured(chunk), None if look is None else look.part(chunk)
             front, data = front_end(measurements, part)
             with torch.no_grad():
-                prior = self.trained.network.local_prior(raw[:, chunk]).information()
+                prior = self.trained.network.local_prior(mean[:, chunk], triangle[:, chunk]).information()
                 yield chunk, front, posterior(prior if part is None else prior + part, [measurements], [data])
 
     def in_ras(self, u: Tensor) -> NDArray[np.float32]:
@@ -167,23 +167,26 @@ def estimate(
     return PriorEstimate(theta, ridge, covariance, data_fraction)
 
 
-def _neighbourhood(seen: Tensor, mask: NDArray[np.bool_], told: Tensor, trained: TrainedPrior) -> Tensor:
-    """The network's raw output for masked voxels, shape (C, V), from what is known of them one by one."""
-    size, multiple = len(trained.coordinates), trained.network.shape.multiple
-    packed = size * (size + 1) // 2
+def _learned(seen: Tensor, mask: NDArray[np.bool_], told: Tensor, trained: TrainedPrior) -> tuple[Tensor, Tensor]:
+    """The prior's mean and the precision's raw form for masked voxels, each (C, V), from what is known of each."""
+    network, size = trained.network, len(trained.coordinates)
+    packed, multiple = network.packed, network.shape.multiple
     inside = np.argwhere(mask)
     low, high = inside.min(0) - MARGIN, inside.max(0) + 1 + MARGIN
     nx, ny, nz = (int(edge) for edge in -(-(high - low) // multiple) * multiple)
     place = torch.from_numpy(np.ravel_multi_index(tuple((inside - low).T), (nx, ny, nz))).to(seen.device)
     volume = seen.new_zeros(len(seen), nx * ny * nz)
     volume[:, place] = seen
+    brain = seen.new_zeros(nx * ny * nz)
+    brain[place] = 1
     mean, spread, precision, vector = volume.split([size, packed, packed, size])
-    pooled = pooled_estimate(Information(precision, vector), (nx, ny, nz))
-    brain = seen.new_zeros(1, nx * ny * nz)
-    brain[:, place] = 1
-    features = torch.cat([mean, pooled * brain, spread]).reshape(1, -1, nx, ny, nz)
+    neighbourhood = Neighbourhood.of(Information(precision, vector), (nx, ny, nz), brain)
+    features = torch.cat([mean, neighbourhood.estimates() * brain, spread]).reshape(1, -1, nx, ny, nz)
     with torch.no_grad():
-        raw = trained.network(
-            features.contiguous(memory_format=torch.channels_last_3d), brain.reshape(1, 1, nx, ny, nz), told
+        raw = (
+            network(features.contiguous(memory_format=torch.channels_last_3d), brain.reshape(1, 1, nx, ny, nz), told)[0]
+            .float()
+            .contiguous()
         )
-    return raw[0].reshape(raw.shape[1], -1)[:, place].float()
+        triangle = raw[size : size + packed].reshape(packed, -1)
+        return network.mean(raw, neighbourhood)[:, place], triangle[:, place]

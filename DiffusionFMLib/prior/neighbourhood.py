@@ -1,64 +1,138 @@
-"""What a voxel and its nearest neighbours say together: the network's input, and what it starts from."""
+"""What a voxel and its neighbours say together: the network's input, and the mean that its prior starts from.
+
+Information adds up, whatever was measured where, so neighbours are joined by adding theirs, each with a weight of its
+own: that does not shrink estimates as averaging them would. Some weights are fixed, for the network to look at; others
+it chooses, voxel by voxel, so that tissue is joined with its like.
+"""
 
 from __future__ import annotations
 
-from typing import Final
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from DiffusionFMLib.prior.information import FrontEnd, Information
 from DiffusionFMLib.prior.systems import add_diagonal, solve
 
-NEIGHBOURS: Final = 8.0
-"""How many voxels' worth of information a pooled estimate is given: a binomial filter averages 19 in white noise,
-and fewer where noise is correlated."""
+PASSES: Final = (1, 3)
+"""How often a binomial filter is applied for the near and the wide neighbourhood: a Gaussian of 0.7 and 1.2 voxels."""
+
+VOXELS: Final = (8.0, 30.0)
+"""How many voxels' worth of information these estimates are given: the filters average 19 and 82 in white noise, and
+fewer where noise is correlated."""
+
+SHIFTS: Final = tuple(product((-1, 0, 1), repeat=3))
+"""Neighbours that the network weighs, itself among them."""
+
+START_WEIGHTS: Final = (*(VOXELS[0] * 0.25 ** sum(map(abs, s)) * 0.5 ** (3 - sum(map(abs, s))) for s in SHIFTS), 1.0)
+"""Weights of them, and of the wide neighbourhood as a whole, that training starts from: the near one."""
+
+LOG_WEIGHT_RANGE: Final = (-8.0, 4.0)
+"""Of a weight over that which it starts from."""
 
 
-def pooled_estimate(information: Information, shape: tuple[int, int, int]) -> Tensor:
-    """Ridge estimate of each voxel from its own and its neighbours' data, shape (P, V).
-
-    Information adds up, whatever was measured where: pooling it does not shrink estimates as averaging them would.
+@dataclass(frozen=True, eq=False)
+class Neighbourhood:
+    """Information of the voxels of a volume, rows of A and r one after another; none outside the brain.
 
     Parameters
     ----------
-    information : Information
-        Of all V voxels of a volume; none outside the brain.
-    shape : tuple of int
-        Of that volume.
+    own : Tensor, shape (P (P + 1) / 2 + P, X, Y, Z)
+        Each voxel's own.
+    wide : Tensor, shape (P (P + 1) / 2 + P, X, Y, Z)
+        Averaged over the wide neighbourhood.
+    near : Tensor, shape (P (P + 1) / 2 + P, X, Y, Z)
+        Over the near one.
     """
-    sums = torch.cat([information.precision, information.vector]).reshape(-1, *shape)
-    for axis in (1, 2, 3):
-        sums = _binomial(sums, axis)
-    sums = NEIGHBOURS * sums.reshape(len(sums), -1)
-    packed = len(information.precision)
-    return solve(add_diagonal(sums[:packed], 1.0), sums[packed:])
+
+    own: Tensor
+    near: Tensor
+    wide: Tensor
+
+    @classmethod
+    def of(cls, information: Information, shape: tuple[int, int, int], mask: Tensor) -> Neighbourhood:
+        """That of all V voxels of a volume; mask, shape (V,), is where there are data."""
+        own = (torch.cat([information.precision, information.vector]) * mask).reshape(-1, *shape)
+        near = _filtered(own, PASSES[0])
+        return cls(own, near, _filtered(near, PASSES[1] - PASSES[0]))
+
+    def estimates(self) -> Tensor:
+        """Ridge estimates from the near and from the wide neighbourhood, shape (2 P, V)."""
+        return torch.cat([_ridge(n * sums) for n, sums in zip(VOXELS, (self.near, self.wide), strict=True)])
+
+    def weighed(self, log_weights: Tensor) -> Tensor:
+        """Ridge estimate with weights that the network chose, shape (P, V).
+
+        Parameters
+        ----------
+        log_weights : Tensor, shape (28, X, Y, Z)
+            Over `START_WEIGHTS`.
+        """
+        weights = log_weights.clamp(*LOG_WEIGHT_RANGE).exp()
+        weights = weights * weights.new_tensor(START_WEIGHTS)[:, None, None, None]
+        return _ridge(_WeighedSum.apply(self.own, self.wide, weights))
 
 
-def _binomial(volume: Tensor, axis: int) -> Tensor:
-    """A volume filtered with 1/4, 1/2, 1/4 along an axis; zero beyond its edge."""
-    size = volume.shape[axis]
-    result = 0.5 * volume
-    ahead, behind = volume.narrow(axis, 1, size - 1), volume.narrow(axis, 0, size - 1)
-    result.narrow(axis, 0, size - 1).add_(ahead, alpha=0.25)
-    result.narrow(axis, 1, size - 1).add_(behind, alpha=0.25)
-    return result
+class _WeighedSum(torch.autograd.Function):
+    """Sum of the neighbours' rows, differentiable by their weights: without a copy of the volume per neighbour."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, wide: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(own, wide)
+        total = wide * weights[-1]
+        for part, weight in zip(_shifted(own), weights, strict=False):
+            total.addcmul_(part, weight)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor]:
+        own, wide = ctx.saved_tensors
+        by_weight = [(gradient * part).sum(0) for part in _shifted(own)]
+        return None, None, torch.stack([*by_weight, (gradient * wide).sum(0)])
 
 
-def network_input(front: FrontEnd, information: Information, shape: tuple[int, int, int], mask: Tensor) -> Tensor:
-    """Features of a volume for the network, shape (2 P + P (P + 1) / 2, X, Y, Z).
+def _shifted(volume: Tensor) -> list[Tensor]:
+    """Views of a volume, shape (C, X, Y, Z), moved by each of `SHIFTS`; zero beyond its edge."""
+    padded = functional.pad(volume, (1,) * 6)
+    nx, ny, nz = volume.shape[1:]
+    return [padded[:, 1 + i : 1 + i + nx, 1 + j : 1 + j + ny, 1 + k : 1 + k + nz] for i, j, k in SHIFTS]
+
+
+def _ridge(sums: Tensor) -> Tensor:
+    """Estimates from information, shape (P (P + 1) / 2 + P, X, Y, Z), and the unit Gaussian: shape (P, V)."""
+    rows = sums.reshape(len(sums), -1)
+    # P (P + 3) / 2 rows in all
+    size = round(((8 * len(rows) + 9) ** 0.5 - 3) / 2)
+    return solve(add_diagonal(rows[:-size], 1.0), rows[-size:])
+
+
+def _filtered(volume: Tensor, passes: int) -> Tensor:
+    """A volume filtered with 1/4, 1/2, 1/4 along all axes, so many times; zero beyond its edge."""
+    for axis in (1, 2, 3) * passes:
+        size = volume.shape[axis]
+        result = 0.5 * volume
+        ahead, behind = volume.narrow(axis, 1, size - 1), volume.narrow(axis, 0, size - 1)
+        result.narrow(axis, 0, size - 1).add_(ahead, alpha=0.25)
+        result.narrow(axis, 1, size - 1).add_(behind, alpha=0.25)
+        volume = result
+    return volume
+
+
+def network_input(front: FrontEnd, neighbourhood: Neighbourhood, mask: Tensor) -> Tensor:
+    """Features of a volume for the network, shape (3 P + P (P + 1) / 2, X, Y, Z).
 
     Parameters
     ----------
     front : FrontEnd
         Of all V voxels.
-    information : Information
+    neighbourhood : Neighbourhood
         Theirs.
-    shape : tuple of int
-        Of the volume.
     mask : Tensor, shape (V,), bool
         Where there are data.
     """
-    inside = Information(information.precision * mask, information.vector * mask)
-    features = torch.cat([front.mean, pooled_estimate(inside, shape), front.spread()])
-    return (features * mask).reshape(-1, *shape)
+    features = torch.cat([front.mean, neighbourhood.estimates(), front.spread()])
+    return (features * mask).reshape(-1, *neighbourhood.own.shape[1:])

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from DiffusionFMLib.fitting.cholesky import diagonal_entries, packed_pairs
 from DiffusionFMLib.prior.information import Information
+from DiffusionFMLib.prior.neighbourhood import START_WEIGHTS, Neighbourhood
 from DiffusionFMLib.prior.systems import entry, multiply
 
 CONDITIONS: Final = 7
@@ -96,14 +97,14 @@ class PriorNetwork(nn.Module):
         self.packed = p * (p + 1) // 2
         widths = [shape.channels * 2**level for level in range(shape.levels + 1)]
         # the mask tells voxels without data from typical ones
-        self.stem = nn.Conv3d(2 * p + self.packed + 1, widths[0], 1)
-        self.linear = nn.Conv3d(2 * p, p, 3, padding=1)
+        self.stem = nn.Conv3d(3 * p + self.packed + 1, widths[0], 1)
+        self.linear = nn.Conv3d(3 * p, p, 3, padding=1)
         self.condition = nn.Sequential(nn.Linear(CONDITIONS, 32), nn.SiLU(), nn.Linear(32, 32), nn.SiLU())
         self.down = nn.ModuleList(_Stage(w, shape.blocks) for w in widths)
         self.narrow = nn.ModuleList(nn.Conv3d(a, b, 1) for a, b in zip(widths, widths[1:], strict=False))
         self.up = nn.ModuleList(_Stage(w, shape.blocks) for w in widths[:-1])
         self.widen = nn.ModuleList(nn.Conv3d(b, a, 1) for a, b in zip(widths, widths[1:], strict=False))
-        self.head = nn.Conv3d(widths[0], p + self.packed, 1)
+        self.head = nn.Conv3d(widths[0], p + self.packed + len(START_WEIGHTS), 1)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)  # type: ignore[arg-type]
         nn.init.normal_(self.head.weight, std=0.01)
@@ -112,11 +113,11 @@ class PriorNetwork(nn.Module):
         self._diagonal = [k in diagonal for k in range(self.packed)]
 
     def forward(self, features: Tensor, mask: Tensor, conditions: Tensor) -> Tensor:
-        """Raw output, shape (B, P + P (P + 1) / 2, X, Y, Z), for `local_prior`.
+        """Raw output, shape (B, P + P (P + 1) / 2 + 28, X, Y, Z), for `local_prior`.
 
         Parameters
         ----------
-        features : Tensor, shape (B, 2 P + P (P + 1) / 2, X, Y, Z)
+        features : Tensor, shape (B, 3 P + P (P + 1) / 2, X, Y, Z)
             See `neighbourhood.network_input`; zero where there are no data.
         mask : Tensor, shape (B, 1, X, Y, Z)
             1 where there are data.
@@ -135,17 +136,23 @@ class PriorNetwork(nn.Module):
             h = self.up[level](h + kept[level], told)
         raw = self.head(functional.silu(h))
         p = self.shape.unknowns
-        # what the neighbours say together is a good start, which the network only has to mend
-        mean = features[:, p : 2 * p] + LINEAR_GAIN * self.linear(features[:, : 2 * p]) + raw[:, :p]
-        return torch.cat([mean, raw[:, p:]], 1)
+        change = LINEAR_GAIN * self.linear(features[:, : 3 * p]) + raw[:, :p]
+        return torch.cat([change, raw[:, p:]], 1)
 
-    def local_prior(self, raw: Tensor) -> LocalPrior:
-        """The prior that raw output, shape (P + P (P + 1) / 2, V), stands for.
+    def mean(self, raw: Tensor, neighbourhood: Neighbourhood) -> Tensor:
+        """Mean of the prior, shape (P, V), from raw output of one volume, shape (C, X, Y, Z).
+
+        What the neighbours say together is a good start, which the network only has to mend.
+        """
+        p = self.shape.unknowns
+        return neighbourhood.weighed(raw[p + self.packed :]) + raw[:p].reshape(p, -1)
+
+    def local_prior(self, mean: Tensor, triangle: Tensor) -> LocalPrior:
+        """The prior of a mean, shape (P, V), and the raw output, shape (P (P + 1) / 2, V), that its precision is in.
 
         The precision is D L L' D with a unit triangular L, so that it is positive definite whatever the output.
         """
         p = self.shape.unknowns
-        mean, triangle = raw[:p], raw[p:]
         log_precision = (triangle[self._diagonal] + START_LOG_PRECISION).clamp(*LOG_PRECISION_RANGE)
         scale = (0.5 * log_precision).exp().unbind()
         # taken apart once: the derivative of each single selection would be as large as all of them

@@ -15,7 +15,7 @@ from DiffusionFMLib.prior.coordinates import Coordinates, coordinates_of
 from DiffusionFMLib.prior.network import NetworkShape, PriorNetwork
 
 KIND: Final = "diffusionfm-prior"
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.physics import LogLinearModel
 from DiffusionFMLib.prior.coordinates import Coordinates, WhitenedDesign
 from DiffusionFMLib.prior.information import Information, Measurements, front_end, look_at
-from DiffusionFMLib.prior.neighbourhood import network_input
+from DiffusionFMLib.prior.neighbourhood import Neighbourhood, network_input
 from DiffusionFMLib.prior.network import conditions
 from DiffusionFMLib.prior.systems import add_diagonal, solve
 from DiffusionFMLib.training.anatomies import DIRECTIONS, WEIGHTS, Anatomy
@@ -57,6 +57,8 @@ class Example:
         What they say, at the ridge estimate.
     look : Information or None
         A noisy look at the truth.
+    neighbourhood : Neighbourhood
+        All that is known, the look included.
     features : Tensor, shape (C, X, Y, Z)
         The network's input.
     ridge : Tensor, shape (P, V)
@@ -76,6 +78,7 @@ class Example:
     measurements: Measurements
     data: Information
     look: Information | None
+    neighbourhood: Neighbourhood
     features: Tensor
     ridge: Tensor
     truth: Tensor
@@ -145,9 +148,10 @@ class ExampleMaker:
             fields.new_tensor(voxel_sizes[None]), fields.new_tensor(known_correlation[None]), known_sigma[None]
         )[0]
         mask = contents.fields[WEIGHTS].sum(0) > 0.5
-        features = network_input(front, data if look is None else data + look, shape, mask)
+        neighbourhood = Neighbourhood.of(data if look is None else data + look, shape, mask)
+        features = network_input(front, neighbourhood, mask)
         return Example(
-            shape, measurements, data, look, features, front.mean, truth, mask, told, dense, protocol.sigma,
+            shape, measurements, data, look, neighbourhood, features, front.mean, truth, mask, told, dense, protocol.sigma,
             int((protocol.bvals > 0).sum()),
         )  # fmt: skip
 

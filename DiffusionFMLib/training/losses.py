@@ -73,7 +73,10 @@ def batch_input(examples: list[Example]) -> tuple[Tensor, Tensor, Tensor]:
 
 def posterior_of(network: PriorNetwork, raw: Tensor, examples: list[Example]) -> Posterior:
     """Posterior of all voxels of a batch, one example after another, from the network's raw output."""
-    prior = network.local_prior(raw.float().movedim(1, 0).reshape(raw.shape[1], -1)).information()
+    raw = raw.float().contiguous()
+    mean = torch.cat([network.mean(one, e.neighbourhood) for one, e in zip(raw, examples, strict=True)], 1)
+    triangle = raw[:, len(mean) : len(mean) + network.packed].movedim(1, 0).reshape(network.packed, -1)
+    prior = network.local_prior(mean, triangle).information()
     # a look at the truth comes from outside the voxel's measurements, as the prior does
     looks = [e.look or e.data.nothing() for e in examples]
     return posterior(prior + concatenate(looks), [e.measurements for e in examples], [e.data for e in examples])
