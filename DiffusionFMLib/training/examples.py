@@ -151,8 +151,8 @@ class ExampleMaker:
         neighbourhood = Neighbourhood.of(data if look is None else data + look, shape, mask)
         features = network_input(front, neighbourhood, mask)
         return Example(
-            shape, measurements, data, look, neighbourhood, features, front.mean, truth, mask, told, dense, protocol.sigma,
-            int((protocol.bvals > 0).sum()),
+            shape, measurements, data, look, neighbourhood, features, front.mean, truth, mask, told, dense,
+            protocol.sigma, int((protocol.bvals > 0).sum()),
         )  # fmt: skip
 
     def _design(self, bvals: NDArray[np.float64], bvecs: NDArray[np.float64]) -> WhitenedDesign:

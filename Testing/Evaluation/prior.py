@@ -30,6 +30,7 @@ from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.io import read_acquisition
 from DiffusionFMLib.physics import DTI
 from DiffusionFMLib.physics.noise import RicianNoise
+from DiffusionFMLib.preprocessing.denoise import mppca
 from DiffusionFMLib.preprocessing.masking import brain_mask
 from DiffusionFMLib.preprocessing.noise import NoiseEstimate, estimate_noise
 from DiffusionFMLib.prior.coordinates import MD_SD
@@ -42,7 +43,7 @@ PHANTOM = ROOT.parent / "shared" / "phantom" / "phantom.py"
 SCANS = ROOT.parent / "shared" / "data" / "test"
 REAL = ("philips_bangalore_32dir/dwi", "siemens_xa30_b2500_APPA_T1/dwi_AP", "siemens_xa30_b2500_APPA_T1/dwi_PA")
 
-METHODS = ("wls", "ridge", "ridge + Gaussian .5", "pooled", "prior")
+METHODS = ("wls", "MP-PCA + wls", "ridge", "ridge + Gaussian .5", "pooled", "prior")
 """``pooled`` is the prior without what was learnt: neighbours' information, and the same vague prior everywhere."""
 
 MAX_TISSUE_MD = 1.2
@@ -57,8 +58,10 @@ def thetas(
     ridge = least_squares(acquisition, mask, sigma, ridge=True)
     posterior = estimate(acquisition, mask, noise, trained, SilentReport())
     pooled = estimate(acquisition, mask, noise, unlearnt(trained), SilentReport())
+    denoised = mppca(replace(acquisition, mask=mask), SilentReport())
     estimates = {
         "wls": least_squares(acquisition, mask, sigma, ridge=False),
+        "MP-PCA + wls": least_squares(denoised, mask, sigma, ridge=False),
         "ridge": ridge,
         "ridge + Gaussian .5": smoothed(ridge, mask, 0.5),
         "pooled": pooled.theta,
