@@ -78,15 +78,31 @@ def standard_errors(model: SignalModel, theta: Tensor, spread: Spread, variance:
     """
     freedom = spread.freedom.clamp_min(0)
     noise = (SCAN_FREEDOM * variance + spread.squares) / (SCAN_FREEDOM + freedom)
+    errors = spread_to_maps(model, theta, spread.covariance, noise)
+    return {standard_error(spec).name: errors[spec.name] for spec in model.map_specs if not spec.components}
+
+
+def spread_to_maps(
+    model: SignalModel, theta: Tensor, covariance: Tensor, variance: Tensor | float = 1.0
+) -> dict[str, Tensor]:
+    """Standard deviations of a model's scalar maps, to first order, shape (V,) each, by the maps' names.
+
+    Parameters
+    ----------
+    model : SignalModel
+    theta : Tensor, shape (P, V)
+    covariance : Tensor, shape (V, P, P)
+        Of these parameters.
+    variance : Tensor, shape (V,), or float
+        What the covariance is to be multiplied with.
+    """
     chunks = [slice(start, start + CHUNK) for start in range(0, theta.shape[1], CHUNK)]
-    parts = [_spread_to_maps(model, theta[:, chunk], spread.covariance[chunk]) for chunk in chunks]
-    return {
-        name: (torch.cat([part[name] for part in parts]) * noise).sqrt().nan_to_num(nan=MAX_ERROR).clamp_max(MAX_ERROR)
-        for name in parts[0]
-    }
+    parts = [_variances(model, theta[:, chunk], covariance[chunk].double()) for chunk in chunks]
+    joined = {name: torch.cat([part[name] for part in parts]) * variance for name in parts[0]}
+    return {name: values.sqrt().nan_to_num(nan=MAX_ERROR).clamp_max(MAX_ERROR) for name, values in joined.items()}
 
 
-def _spread_to_maps(model: SignalModel, theta: Tensor, covariance: Tensor) -> dict[str, Tensor]:
+def _variances(model: SignalModel, theta: Tensor, covariance: Tensor) -> dict[str, Tensor]:
     """Variances of the scalar maps, shape (V,) each."""
     theta = theta.double().requires_grad_()
     with torch.enable_grad():
@@ -95,5 +111,5 @@ def _spread_to_maps(model: SignalModel, theta: Tensor, covariance: Tensor) -> di
     for spec in model.map_specs:
         if not spec.components:
             (slope,) = torch.autograd.grad(maps[spec.name].sum(), theta, retain_graph=True)
-            variances[standard_error(spec).name] = torch.einsum("pv,vpq,qv->v", slope, covariance, slope).clamp_min(0)
+            variances[spec.name] = torch.einsum("pv,vpq,qv->v", slope, covariance, slope).clamp_min(0)
     return variances
