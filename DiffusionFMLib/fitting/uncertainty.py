@@ -20,7 +20,7 @@ SCAN_FREEDOM: Final = 8.0
 """The noise of a voxel is that of the scan, taken as so many volumes, and its own, taken as those beyond its unknowns:
 few residuals alone say little."""
 
-CHUNK: Final = 1024
+CHUNK: Final = 4096
 """Voxels at a time: a covariance is large."""
 
 MAX_ERROR: Final = 1e3
@@ -107,9 +107,9 @@ def _variances(model: SignalModel, theta: Tensor, covariance: Tensor) -> dict[st
     theta = theta.double().requires_grad_()
     with torch.enable_grad():
         maps = maps_in_rows(model, theta)
-    variances = {}
-    for spec in model.map_specs:
-        if not spec.components:
-            (slope,) = torch.autograd.grad(maps[spec.name].sum(), theta, retain_graph=True)
-            variances[spec.name] = torch.einsum("pv,vpq,qv->v", slope, covariance, slope).clamp_min(0)
-    return variances
+    scalar = [spec.name for spec in model.map_specs if not spec.components]
+    slopes = torch.stack(
+        [torch.autograd.grad(maps[name].sum(), theta, retain_graph=True)[0].T for name in scalar], dim=2
+    )
+    variances = (slopes * (covariance @ slopes)).sum(1).clamp_min(0)
+    return dict(zip(scalar, variances.unbind(1), strict=True))
