@@ -119,9 +119,12 @@ class Measurements:
         return Information(design.products @ weight, design.matrix.T @ linear)
 
     def misfit(self, u: Tensor) -> Tensor:
-        """Squares of what coordinates u, shape (P, V), leave of the log signal, over its variance, summed: (V,)."""
+        """Squares of what coordinates u, shape (P, V), leave of the signal, over its variance, summed: (V,).
+
+        Of the signal and not of its logarithm, whose noise is skewed.
+        """
         residual, trusted, gain = self._expand(u)
-        return (trusted / gain * residual**2).sum(0)
+        return (trusted / gain * torch.expm1(residual) ** 2).sum(0)
 
     def _expand(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log signal less its expectation, how far it is trusted, and how it follows the noiseless one; (N, V) each."""
