@@ -126,7 +126,7 @@ def test_nothing_to_go_by_is_none():
 
 
 @pytest.mark.parametrize("count", [3, 6])
-@pytest.mark.parametrize(("sigma", "excess"), [(4.0, 0.65), (10.0, 0.2)])
+@pytest.mark.parametrize(("sigma", "excess"), [(4.0, 0.6), (10.0, 0.15)])
 def test_neighbours_tell_the_noise_where_directions_are_too_few(count, sigma, excess):
     gtab = table(1, {1000: count})
     assert estimate_noise(scan(gtab, sigma), MASK) is None
@@ -137,7 +137,7 @@ def test_neighbours_tell_the_noise_where_directions_are_too_few(count, sigma, ex
     assert not found.sigma_map[~MASK].any()
     blurred = noise_between_neighbours(scan(gtab, sigma, blur=(0.6, 0, 0)), MASK)
     assert blurred.correlation[0] > found.correlation[0] + 0.1
-    assert max(found.correlation) < 0.25
+    assert max(found.correlation) < 0.45
 
 
 def test_no_noise_between_neighbours_is_none_at_all():

@@ -240,6 +240,20 @@ def test_voxels_without_a_signal_are_told_and_tell_the_others_nothing():
     assert 0.5 < maps["fa"].data[6, 6, 5] < 0.95
 
 
+def test_a_scan_without_noise_is_told():
+    acquisition = block(count=6, n_b0=1)
+    constant = np.broadcast_to(acquisition.signal[6, 6, 4], acquisition.signal.shape).copy()
+    with pytest.raises(InputError, match="block has no noise"):
+        fit(replace(acquisition, signal=constant), MODEL, PRIOR, SilentReport())
+
+
+def test_a_single_slice_will_do():
+    acquisition = block(count=6, n_b0=1)
+    thin = replace(acquisition, signal=acquisition.signal[:, :, 4:5], mask=np.ones((10, 12, 1), bool))
+    maps = fit(thin, MODEL, PRIOR, SilentReport()).maps
+    assert 0.5 < np.median(maps["fa"].data[6:]) < 0.9
+
+
 def table(count: int, n_b0: int = 1, plane: bool = False) -> GradientTable:
     directions = spread_directions(max(count, 1))[:count] * ([1, 1, 0] if plane else [1, 1, 1])
     directions = directions / np.linalg.norm(directions, axis=1, keepdims=True)

@@ -101,7 +101,11 @@ def _noise_of(acquisition: Acquisition, mask: NDArray[np.bool_], report: Report)
         "This protocol repeats too little to tell noise from anatomy: the noise level comes from differences between "
         "neighbouring voxels, and standard deviations and disagreement are rough.",
     )
-    return noise_between_neighbours(acquisition, mask)
+    noise = noise_between_neighbours(acquisition, mask)
+    if not noise.sigma > 0:
+        msg = f"{acquisition.name} has no noise, by which the prior weighs its measurements."
+        raise InputError(msg, "Choose another method, or a scan that was neither made nor denoised by a program.")
+    return noise
 
 
 def _estimate(
