@@ -224,8 +224,12 @@ def _fit(
     beside = METHODS[settings.method].beside(model, gtab)
     runs = [_run(replace(settings, method=beside), report, session, out)] if beside else []
     runs.append(_run(settings, report, session, out))
-    if not METHODS[settings.method].voxelwise and not beside and settings.standard_errors:
-        report.warning("unused", "There are no standard errors: no conventional fit is possible that they belong to.")
+    asked = settings.standard_errors or settings.reweightings != FitSettings().reweightings
+    if not METHODS[settings.method].voxelwise and not beside and asked:
+        report.warning(
+            "unused",
+            "Standard errors and reweightings are the conventional fit's, for which there are too few directions.",
+        )
 
     report.enter(WRITE)
     outputs.discard_stale(out)

@@ -173,7 +173,7 @@ class FitSettings(ScanSettings):
     seed: int = option(0, "Seed of everything random.", minimum=0, maximum=2**31 - 1, advanced=True)
     memory_mib: int = option(
         512,
-        "Working memory of a fit beyond the scan itself.",
+        "Working memory of a voxel-wise fit beyond the scan itself.",
         minimum=16,
         maximum=1 << 20,
         unit="MiB",

@@ -388,9 +388,19 @@ def test_few_directions_are_for_the_prior_alone(tmp_path, capsys):
     assert "Choose the method prior." in capsys.readouterr().err
     out = tmp_path / "prior"
     assert main(["fit", str(scan), "--method", "prior", "--standard-errors", "--out", str(out)]) == 0
-    assert "There are no standard errors" in capsys.readouterr().err
+    assert "Standard errors and reweightings are the conventional fit's" in capsys.readouterr().err
     assert len(list(out.glob("*_desc-prior*.nii.gz"))) == len(SPECS)
     assert not list(out.glob("*_desc-wls*"))
+
+
+def test_tracts_follow_the_priors_directions(folder, tmp_path, capsys):
+    arguments = [str(folder[0]), "--method", "prior", "--min-length", "5", "--device", "cpu", "--json"]
+    assert main(["track", *arguments, "--out", str(folder[1])]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["count"] > 0
+    assert set(result["reused"]) == {spec.name for spec in SPECS}
+    assert main(["track", *arguments, "--out", str(folder[1])]) == 0
+    assert "tracts" in json.loads(capsys.readouterr().out)["reused"]
 
 
 def test_a_voxels_curve_is_the_priors(folder):
