@@ -127,8 +127,10 @@ def _show_scan(console: Console, result: dict[str, Any]) -> None:
     if gradients is not None:
         told = gradients["sentence"] in quality["findings"]
         table.add_row("gradients", gradients["verdict"] if told else escape(gradients["sentence"]))
-    for model, reason in result["models"].items():
-        table.add_row(f"model {model}", "supported" if reason is None else escape(reason))
+    for model, reasons in result["methods"].items():
+        able = [method for method, reason in reasons.items() if reason is None]
+        part = "supported" if len(able) == len(reasons) else f"supported, with the method {' or '.join(able)} only"
+        table.add_row(f"model {model}", part if able else escape(result["models"][model]))
     table.add_row("quality", f"[{_color(quality)}]{quality['light']}[/]")
     console.print(table)
     for line in (*quality["findings"], *result["notes"]):

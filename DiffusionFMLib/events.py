@@ -64,7 +64,8 @@ class Artifact(Event):
     """A finished file.
 
     `role` is ``map``, ``tracts``, ``sidecar`` or ``image``; `array` is a raw copy for the scene (``.npy``, or
-    ``.npz`` for tracts) when the request asked for one; `affine` is voxel to RAS for maps.
+    ``.npz`` for tracts) when the request asked for one; `affine` is voxel to RAS for maps. `method` is what a map was
+    made with: beside those of the method that was asked for there may be others, to compare.
     """
 
     kind = "artifact"
@@ -77,6 +78,7 @@ class Artifact(Event):
     colors: str = ""
     array: str | None = None
     affine: list[list[float]] | None = None
+    method: str = ""
 
 
 @dataclass(frozen=True)

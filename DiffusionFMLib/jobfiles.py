@@ -47,7 +47,7 @@ def announce_file(report: JobReport, path: Path, role: str, name: str) -> None:
     report.artifact(Artifact(report.id, str(path), role, name))
 
 
-def announce_map(report: JobReport, map: ParameterMap, path: Path, arrays: Path | None) -> None:
+def announce_map(report: JobReport, map: ParameterMap, path: Path, arrays: Path | None, method: str = "") -> None:
     """Tell of a map that was written, with a raw copy in `arrays` where a viewer wants one."""
     spec = map.spec
     copy = None
@@ -57,7 +57,9 @@ def announce_map(report: JobReport, map: ParameterMap, path: Path, arrays: Path 
     window = spec.window if spec.window[1] > spec.window[0] else None
     affine = map.affine.tolist()
     report.artifact(
-        Artifact(report.id, str(path), "map", spec.name, spec.title, spec.unit, window, spec.colors, copy, affine)
+        Artifact(
+            report.id, str(path), "map", spec.name, spec.title, spec.unit, window, spec.colors, copy, affine, method
+        )
     )
 
 

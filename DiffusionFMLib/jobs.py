@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,10 @@ import numpy as np
 
 from DiffusionFMLib import __version__
 from DiffusionFMLib.errors import ProtocolError, SettingsError
-from DiffusionFMLib.events import Artifact
+from DiffusionFMLib.events import Artifact, SilentReport
 from DiffusionFMLib.jobfiles import READ, WRITE, announce_file, announce_map, read_scan, save_array
-from DiffusionFMLib.maps import FitStatus, with_fit_maps
-from DiffusionFMLib.physics import MODELS, TRACKED
+from DiffusionFMLib.maps import FitStatus
+from DiffusionFMLib.physics import METHODS, MODELS, TRACKED, Method, SignalModel, support
 from DiffusionFMLib.reporting import JobReport
 from DiffusionFMLib.scan_jobs import convert, simulate_scan
 from DiffusionFMLib.session import Fitted, Session
@@ -32,10 +32,12 @@ from DiffusionFMLib.settings import (
 
 if TYPE_CHECKING:
     from DiffusionFMLib.acquisition import Acquisition
+    from DiffusionFMLib.fitting import Fit
+    from DiffusionFMLib.gradients import GradientTable
     from DiffusionFMLib.maps import ParameterMap
     from DiffusionFMLib.tractography import Tracts
 
-CHECK, FIT, TRACK = "Checking the scan", "Fitting", "Tracking"
+CHECK, FIT, PRIOR, TRACK = "Checking the scan", "Fitting", "Generative prior", "Tracking"
 
 TITLES = {
     "quality": CHECK,
@@ -43,6 +45,8 @@ TITLES = {
     "gibbs": "Removing Gibbs ringing",
     "motion": "Correcting motion",
     "mask": "Finding the brain",
+    "Prior": PRIOR,
+    "Maps": PRIOR,
 }
 """Titles of the stages that computing code reports by a short name."""
 
@@ -61,7 +65,9 @@ def stages(job: str, settings: Settings) -> dict[str, float]:
         costs |= {TITLES["denoise"]: 60.0} if settings.denoise != "none" else {}
         costs |= {TITLES["gibbs"]: 20.0} if settings.gibbs else {}
         costs |= {TITLES["motion"]: 120.0} if settings.motion else {}
-        costs |= {TITLES["mask"]: 2.0, FIT: 3.0, WRITE: 2.0}
+        costs |= {TITLES["mask"]: 2.0, FIT: 3.0}
+        costs |= {} if METHODS[settings.method].voxelwise else {PRIOR: 30.0}
+        costs[WRITE] = 2.0
     if isinstance(settings, TrackSettings):
         costs[TRACK] = 20.0
     return costs
@@ -151,79 +157,152 @@ def _info(settings: ScanSettings, report: JobReport, session: Session, arrays: P
         "bvals": acquisition.gtab.bvals.tolist(),
         "bvecs": acquisition.gtab.bvecs.tolist(),
         "quality": quality.to_dict(),
-        "models": _support(acquisition),
+        **_support(acquisition),
         "notes": [*acquisition.notes, *acquisition.gtab.notes],
     }
 
 
-def _support(acquisition: Acquisition) -> dict[str, str | None]:
-    """Why a model cannot be fitted to the scan, or null, by model."""
-    return {name: model.unsupported(acquisition.gtab) for name, model in MODELS.items()}
+def _support(acquisition: Acquisition) -> dict[str, Any]:
+    """Why a model cannot be fitted to the scan, or null: with any method, by model, and with each, by both."""
+    methods = support(acquisition.gtab)
+    models = {
+        name: None if None in reasons.values() else next(iter(reasons.values())) for name, reasons in methods.items()
+    }
+    return {"models": models, "methods": methods}
 
 
 # --- fit -------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Run:
+    """One fit of a job.
+
+    Parameters
+    ----------
+    settings : FitSettings
+    key : str
+    finished : mapping of str to Path
+        Maps that are there from an earlier run.
+    fitted : Fitted
+    """
+
+    settings: FitSettings
+    key: str
+    finished: Mapping[str, Path]
+    fitted: Fitted
+
+
 def _fit(
     settings: FitSettings, report: JobReport, session: Session, arrays: Path | None
 ) -> tuple[dict[str, Any], Fitted, Acquisition]:
-    from DiffusionFMLib import fitting
     from DiffusionFMLib.io import outputs
 
     out = outputs.output_folder(settings.out, arrays)
     model = MODELS[settings.model]
     if settings.method not in model.methods:
-        msg = f"Model {settings.model} has no estimator {settings.method}; it has {', '.join(model.methods)}."
+        msg = f"Model {settings.model} has no method {settings.method}; it has {', '.join(model.methods)}."
         raise SettingsError(msg, "Choose one of them.")
     acquisition = read_scan(settings, report, session)
     gtab = acquisition.up_to(settings.max_bval).gtab
-    reason = model.unsupported(gtab)
+    reason = METHODS[settings.method].unsupported(model, gtab)
     if reason is not None:
-        raise ProtocolError(reason, "Choose another model, a larger max b-value, or a scan with more directions.")
+        raise ProtocolError(reason, _what_else(model, gtab))
     doubt = model.doubtful(gtab)
     if doubt is not None:
         report.warning("protocol", doubt)
+    if not METHODS[settings.method].voxelwise:
+        from DiffusionFMLib.prior.weights import weights_file
+
+        # before anything that takes long
+        weights_file(settings.weights, model)
     report.enter(CHECK)
     quality = session.quality(report)
     for finding in quality.findings:
         report.warning("quality", finding)
-    key = _key(session.digest(report), settings, FitSettings)
 
-    names = [spec.name for spec in with_fit_maps(model.map_specs, settings.standard_errors)]
-    finished = outputs.finished_maps(out, acquisition.name, model.label, names, settings.method, key)
-    fitted = session.fitted(key)
-    if fitted is None and len(finished) == len(names):
-        report.enter(WRITE)
-        fitted = Fitted(settings, outputs.read_maps(finished))
-    if fitted is None:
-        prepared = session.prepare(settings, report).up_to(settings.max_bval)
-        report.enter(FIT)
-        maps = fitting.fit(prepared, model, settings, report).maps
-        ours = _provenance(key, settings, FitSettings, quality.findings)
-        maps = {name: replace(map, provenance={**map.provenance, **ours}) for name, map in maps.items()}
-        fitted = Fitted(settings, maps)
-    session.keep(key, fitted)
+    beside = METHODS[settings.method].beside(model, gtab)
+    runs = [_run(replace(settings, method=beside), report, session, out)] if beside else []
+    runs.append(_run(settings, report, session, out))
+    asked = settings.standard_errors or settings.reweightings != FitSettings().reweightings
+    if not METHODS[settings.method].voxelwise and not beside and asked:
+        report.warning(
+            "unused",
+            "Standard errors and reweightings are the conventional fit's, for which there are too few directions.",
+        )
 
     report.enter(WRITE)
     outputs.discard_stale(out)
     announce_file(report, outputs.write_dataset_description(out), "sidecar", "dataset_description")
     path = out / f"{acquisition.name}_desc-quality_dwi.json"
     announce_file(report, outputs.write_json(path, quality.to_dict()), "sidecar", "quality")
-    for done, (name, map) in enumerate(fitted.maps.items()):
-        report.progress(done, len(fitted.maps), WRITE)
-        path = finished.get(name) or outputs.write_map(map, out, acquisition.name, model.label, settings.method)
-        announce_map(report, map, path, arrays)
+    count = sum(len(run.fitted.maps) for run in runs)
+    done = 0
+    for run in runs:
+        # what was asked for comes last, and is what questions are about
+        session.keep(run.key, run.fitted)
+        method = run.settings.method
+        for name, map in run.fitted.maps.items():
+            report.progress(done, count, WRITE)
+            path = run.finished.get(name) or outputs.write_map(map, out, acquisition.name, model.label, method)
+            announce_map(report, map, path, arrays, method)
+            done += 1
     report.progress(1, 1, WRITE)
+    fitted = runs[-1].fitted
     result = {
-        "name": acquisition.name, "out": str(out), "maps": list(fitted.maps), "reused": list(finished),
-        "quality": quality.to_dict(), "models": _support(acquisition),
+        "name": acquisition.name, "out": str(out), "maps": list(fitted.maps), "reused": list(runs[-1].finished),
+        "beside": {run.settings.method: list(run.fitted.maps) for run in runs[:-1]},
+        "quality": quality.to_dict(), **_support(acquisition),
     }  # fmt: skip
     return result, fitted, acquisition
+
+
+def _run(settings: FitSettings, report: JobReport, session: Session, out: Path) -> _Run:
+    """One fit of the scan that was read last: remembered, or as an earlier run left it in the folder, or made."""
+    from DiffusionFMLib.io import outputs
+
+    model, method = MODELS[settings.model], METHODS[settings.method]
+    scan = session.read(settings, SilentReport())
+    key = _key(session.digest(report), settings, FitSettings)
+    names = [spec.name for spec in method.map_specs(model, settings.standard_errors)]
+    finished = outputs.finished_maps(out, scan.name, model.label, names, method.name, key)
+    fitted = session.fitted(key)
+    if fitted is None and len(finished) == len(names):
+        report.enter(WRITE)
+        fitted = Fitted(settings, outputs.read_maps(finished))
+    if fitted is None:
+        prepared = session.prepare(settings, report).up_to(settings.max_bval)
+        report.enter(FIT if method.voxelwise else PRIOR)
+        maps = _fitting(method)(prepared, model, settings, report).maps
+        ours = _provenance(key, settings, FitSettings, session.quality(report).findings)
+        fitted = Fitted(settings, {n: replace(m, provenance={**m.provenance, **ours}) for n, m in maps.items()})
+    return _Run(settings, key, finished, fitted)
+
+
+def _fitting(method: Method) -> Callable[..., Fit]:
+    """What fits a scan with a method."""
+    if method.voxelwise:
+        from DiffusionFMLib.fitting import fit
+    else:
+        from DiffusionFMLib.prior.fitting import fit
+    return fit
+
+
+def _what_else(model: SignalModel, gtab: GradientTable) -> str:
+    """What to do about a method that a protocol cannot feed."""
+    able = [name for name, reason in support(gtab)[model.name].items() if reason is None]
+    if able:
+        return f"Choose the method {' or '.join(able)}."
+    return "Choose another model, a larger max b-value, or a scan with more directions."
 
 
 def _key(digest: str, settings: FitSettings, kind: type[FitSettings], *more: str) -> str:
     """SHA-256 of all that decides a result: scan, settings of that class, version, and more."""
     parts = [digest, _relevant(settings, kind), __version__, *more]
+    if not METHODS[settings.method].voxelwise:
+        from DiffusionFMLib.prior.weights import digest_of, weights_file
+
+        parts.append(digest_of(weights_file(settings.weights, MODELS[settings.model])))
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

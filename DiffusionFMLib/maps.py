@@ -105,6 +105,36 @@ RESIDUAL = MapSpec(
     "inferno",
 )
 
+DATA_FRACTION = MapSpec(
+    "datafraction",
+    "Data fraction",
+    "",
+    "How much of a voxel's maps came from its own measurements, 0 to 1; the rest is what its neighbours and the "
+    "training say.",
+    (0.0, 1.0),
+    "viridis",
+)
+
+DISAGREEMENT = MapSpec(
+    "disagreement",
+    "Disagreement",
+    "sigma",
+    "How far a voxel's own measurements lie from what the prior makes of them, in standard deviations of what noise "
+    "does: 5 % of voxels are above 1.64 by chance; do not trust maps where it is above 3.",
+    (0.0, 6.0),
+    "inferno",
+)
+
+
+def standard_deviation(spec: MapSpec) -> MapSpec:
+    """The map of how sure the prior is of a scalar map."""
+    return replace(
+        standard_error(spec),
+        name=f"{spec.name}_sd",
+        title=f"{spec.title} sd",
+        description=f"Standard deviation of {spec.title}, given the data and the prior.",
+    )
+
 
 def standard_error(spec: MapSpec) -> MapSpec:
     """The map of a scalar map's standard error."""
@@ -124,3 +154,10 @@ def with_fit_maps(specs: Iterable[MapSpec], standard_errors: bool = False) -> tu
     specs = tuple(specs)
     errors = tuple(standard_error(spec) for spec in specs if not spec.components) if standard_errors else ()
     return (*specs, *errors, RESIDUAL, STATUS)
+
+
+def with_prior_maps(specs: Iterable[MapSpec]) -> tuple[MapSpec, ...]:
+    """What the generative prior gives of a model with these maps: more, that tell how far they can be trusted."""
+    specs = tuple(specs)
+    spread = tuple(standard_deviation(spec) for spec in specs if not spec.components)
+    return (*specs, *spread, DATA_FRACTION, DISAGREEMENT, RESIDUAL, STATUS)

@@ -14,7 +14,7 @@ import numpy as np
 
 from DiffusionFMLib.errors import InputError, SettingsError
 from DiffusionFMLib.events import Report, SilentReport
-from DiffusionFMLib.physics import MODELS
+from DiffusionFMLib.physics import METHODS, MODELS
 from DiffusionFMLib.settings import FitSettings, ScanSettings
 
 if TYPE_CHECKING:
@@ -136,9 +136,10 @@ class Session:
         return self._current().fits.get(key)
 
     def keep(self, key: str, fitted: Fitted) -> None:
-        """Remember a fit of the scan that was read last; one per model."""
+        """Remember a fit of the scan that was read last; one per model and method."""
         fits = self._current().fits
-        for old in [k for k, f in fits.items() if f.settings.model == fitted.settings.model]:
+        kind = fitted.settings.model, fitted.settings.method
+        for old in [k for k, f in fits.items() if (f.settings.model, f.settings.method) == kind]:
             del fits[old]
         fits[key] = fitted
         self._last_fit = fitted
@@ -198,21 +199,28 @@ class Session:
             fitted = self._last_fit
             answer["model"] = fitted.settings.model
             answer["maps"] = {name: _plain(map.data[where]) for name, map in fitted.maps.items()}
-            answer["fitted"] = self._predicted(fitted.settings, where)
+            answer["fitted"] = self._predicted(fitted, where)
         return answer
 
-    def _predicted(self, settings: FitSettings, where: tuple[int, ...]) -> list[float]:
-        """The model's signal at a voxel, from a fit of that voxel alone: so that maps read from files suffice."""
+    def _predicted(self, fitted: Fitted, where: tuple[int, ...]) -> list[float]:
+        """The model's signal at a voxel, from maps that may have been read from files.
+
+        Not every model's parameters are among them: where a voxel can be fitted alone, it is fitted again.
+        """
         import torch
 
         from DiffusionFMLib.acquisition import Acquisition
         from DiffusionFMLib.fitting import fit
 
-        scan = self._current()
+        scan, settings = self._current(), fitted.settings
         source = scan.prepared.get(tuple(getattr(settings, name) for name in _PREPARING), scan.acquisition)
+        model = MODELS[settings.model]
+        if not METHODS[settings.method].voxelwise:
+            log_s0 = np.log(np.maximum(fitted.maps["s0"].data[where], np.finfo(np.float32).tiny))
+            tensor = fitted.maps["tensor"].data[where] * 1e3
+            return model.signal(torch.from_numpy(np.append(tensor, log_s0)), source.gtab).tolist()
         signal = source.signal[where][None, None, None]
         voxel = Acquisition(signal, source.affine, source.gtab, np.ones((1, 1, 1), bool), source.name)
-        model = MODELS[settings.model]
         plain = replace(settings, standard_errors=False)
         theta = fit(voxel.up_to(settings.max_bval), model, plain, SilentReport()).parameters
         return model.signal(torch.from_numpy(theta[0]), source.gtab).tolist()

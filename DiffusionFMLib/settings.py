@@ -145,8 +145,11 @@ class FitSettings(ScanSettings):
     """Maps of a scan (job ``fit``)."""
 
     model: str = option("dti", "Signal model.", choices=tuple(MODELS))
-    method: str = option("", "Estimator; the model's first when not given.", choices=METHODS)
+    method: str = option("", "Estimator; the model's first when not given.", choices=tuple(METHODS))
     out: str = option("", "Folder that the results go to.", path=True)
+    weights: str = option(
+        "", "Weights of the generative prior; those that come with it when not given.", path=True, advanced=True
+    )
     max_bval: float = option(
         0.0,
         "Leave out volumes above this b-value, for instance 1500 for the tensor; 0 takes all.",
@@ -170,7 +173,7 @@ class FitSettings(ScanSettings):
     seed: int = option(0, "Seed of everything random.", minimum=0, maximum=2**31 - 1, advanced=True)
     memory_mib: int = option(
         512,
-        "Working memory of a fit beyond the scan itself.",
+        "Working memory of a voxel-wise fit beyond the scan itself.",
         minimum=16,
         maximum=1 << 20,
         unit="MiB",

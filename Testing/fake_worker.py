@@ -49,7 +49,7 @@ def ok(request: dict[str, Any]) -> None:
     if request["job"] != "info":
         maps(request)
     quality = {"facts": "measured", "light": "amber", "findings": ["Two slices <lost> signal."]}
-    emit("result", request["id"], data={"quality": quality, "models": {"adc": None, "dti": None}})
+    emit("result", request["id"], data={"quality": quality, "methods": {"adc": {"wls": None}, "dti": {"wls": None}}})
     emit("finished", request["id"], seconds=0.1)
 
 

@@ -12,7 +12,7 @@ from DiffusionFMLib.events import SilentReport
 from DiffusionFMLib.fitting import fit
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.maps import FitStatus
-from DiffusionFMLib.physics import MODELS
+from DiffusionFMLib.physics import METHODS, MODELS
 from DiffusionFMLib.settings import FitSettings
 from DiffusionFMLib.simulation.scanner import gradient_table
 
@@ -49,7 +49,7 @@ def run(acquisition: Acquisition, model: str, method: str) -> dict[str, np.ndarr
 
 
 CASES = [
-    *((model, method) for model in ("adc", "dti") for method in MODELS[model].methods),
+    *((model, method) for model in ("adc", "dti") for method in MODELS[model].methods if METHODS[method].voxelwise),
     ("dki", "wls"),
     ("dki", "ols"),
     ("noddi", "nlls"),

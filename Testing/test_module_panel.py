@@ -43,25 +43,39 @@ def test_choosing_a_model_chooses_its_own_method(driver):
     assert choose("dki") == "wls"
 
 
-def test_models_that_the_protocol_cannot_feed_are_grey_and_say_why(driver):
+def itemOf(selector, value):
+    """An entry of a combo box: whether it can be chosen, and its tooltip."""
     import qt
 
+    index = next(i for i in range(selector.count) if selector.itemData(i) == value)
+    flags = selector.itemData(index, int(qt.Qt.UserRole) - 1)
+    return flags != 0, selector.itemData(index, int(qt.Qt.ToolTipRole))
+
+
+def test_what_the_protocol_cannot_feed_is_grey_and_says_why(driver):
     from DiffusionFMSlicer.scene.geometry import makeImage
     from DiffusionFMSlicer.scene.results import makeScan
 
     signal, bvals, bvecs = smallScan()
     driver.choose(makeScan(makeImage(signal[..., :5]), AFFINE, bvals[:5], bvecs[:5], "four directions"))
-    selector = driver.ui.modelSelector
-    index = list(MODELS).index("dti")
-    tip = selector.itemData(index, int(qt.Qt.ToolTipRole))
-    assert selector.itemData(index, int(qt.Qt.UserRole) - 1) == 0
-    assert "4" in tip
-    assert "6" in tip
-    assert not driver.ui.applyButton.enabled
-    assert driver.ui.applyButton.toolTip == tip
-    selector.currentIndex = list(MODELS).index("adc")
-    assert driver.ui.applyButton.enabled
-    assert not driver.ui.tractsCheck.enabled
+    ui = driver.ui
+    can, tip = itemOf(ui.modelSelector, "dki")
+    assert not can
+    assert "two shells" in tip
+    # the prior can do with four directions, the estimators of the tensor cannot
+    assert itemOf(ui.modelSelector, "dti")[0]
+    can, tip = itemOf(ui.methodSelector, "wls")
+    assert not can
+    assert "needs 6 non-collinear directions; this scan has 4" in tip
+    assert itemOf(ui.methodSelector, "prior") == (True, "")
+    assert not ui.applyButton.enabled
+    assert ui.applyButton.toolTip == f"{tip} Choose the method generative prior."
+    ui.methodSelector.currentIndex = ui.methodSelector.findData("prior")
+    assert ui.applyButton.enabled
+    ui.modelSelector.currentIndex = list(MODELS).index("adc")
+    assert ui.applyButton.enabled
+    assert not itemOf(ui.methodSelector, "prior")[0]
+    assert not ui.tractsCheck.enabled
 
 
 def test_scan_without_gradients_asks_for_files(driver, tmp_path):
@@ -79,7 +93,7 @@ def test_scan_without_gradients_asks_for_files(driver, tmp_path):
     driver.ui.bvecEdit.currentPath = str(tmp_path / "a.bvec")
     assert driver.ui.applyButton.enabled
     # what was found with wrong files must not stand in the way of the right ones
-    driver.panel.scanBox.setQuality(sequence, None, {"dti": "Too few directions.", "adc": None})
+    driver.panel.scanBox.setQuality(sequence, None, {"dti": {"wls": "Too few directions."}, "adc": {"wls": None}})
     driver.panel.refresh()
     assert not driver.ui.applyButton.enabled
     driver.ui.bvecEdit.currentPath = str(tmp_path / "b.bvec")

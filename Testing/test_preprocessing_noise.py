@@ -8,7 +8,7 @@ from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
 from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.gradients import GradientTable
-from DiffusionFMLib.preprocessing.noise import NoiseExtractor, estimate_noise
+from DiffusionFMLib.preprocessing.noise import NoiseExtractor, estimate_noise, noise_between_neighbours
 from DiffusionFMLib.simulation.scanner import repelled_directions
 
 SHAPE = (28, 30, 26)
@@ -123,3 +123,24 @@ def test_nothing_to_go_by_is_none():
     constant = Acquisition(np.full((*SHAPE, len(plenty)), 5, np.float32), np.eye(4), plenty)
     assert estimate_noise(constant, MASK) is None
     assert estimate_noise(scan(plenty, 4.0), np.zeros(SHAPE, bool)) is None
+
+
+@pytest.mark.parametrize("count", [3, 6])
+@pytest.mark.parametrize(("sigma", "excess"), [(4.0, 0.6), (10.0, 0.15)])
+def test_neighbours_tell_the_noise_where_directions_are_too_few(count, sigma, excess):
+    gtab = table(1, {1000: count})
+    assert estimate_noise(scan(gtab, sigma), MASK) is None
+    found = noise_between_neighbours(scan(gtab, sigma), MASK)
+    # fibres that turn within a few voxels, as everywhere here, count as noise: the more, the less there is of it
+    assert 0.95 * sigma < found.sigma < (1 + excess) * sigma
+    assert (found.sigma_map[MASK] == np.float32(found.sigma)).all()
+    assert not found.sigma_map[~MASK].any()
+    blurred = noise_between_neighbours(scan(gtab, sigma, blur=(0.6, 0, 0)), MASK)
+    assert blurred.correlation[0] > found.correlation[0] + 0.1
+    assert max(found.correlation) < 0.45
+
+
+def test_no_noise_between_neighbours_is_none_at_all():
+    gtab = table(1, {1000: 3})
+    flat = Acquisition(np.full((*SHAPE, 4), 7, np.float32), np.eye(4), gtab)
+    assert noise_between_neighbours(flat, MASK).sigma == 0

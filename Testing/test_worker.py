@@ -169,7 +169,9 @@ def test_info_tells_what_the_scan_supports(worker, scan, tmp_path):
     few = write_small_scan(tmp_path, n_directions=5)
     (result,) = of_kind(worker.run("info", dwi=few), "result")
     assert result.data["models"]["adc"] is None
-    assert "6" in result.data["models"]["dti"]
+    methods = result.data["methods"]["dti"]
+    assert "6" in methods["wls"]
+    assert methods["prior"] is result.data["models"]["dti"] is None
     (result,) = of_kind(worker.run("info", dwi=scan), "result")
     assert result.data["models"]["adc"] is result.data["models"]["dti"] is None
     assert "two shells" in result.data["models"]["dki"]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import Field
 from typing import Any
 
+import ctk
 import qt
 
 from DiffusionFMSlicer.parameters import PANEL, Parameters
@@ -13,6 +14,7 @@ from DiffusionFMSlicer.parameters import PANEL, Parameters
 LABELS = {
     "b0_threshold": "b0 up to",
     "memory_mib": "Memory",
+    "weights": "Prior's weights",
     "seed": "Random seed",
     "seed_density": "Seeds per voxel",
     "seed_fa": "Start above FA",
@@ -30,6 +32,7 @@ LABELS = {
     "robust": "robust least squares",
     "constrained": "constrained least squares",
     "map": "maximum a posteriori",
+    "prior": "generative prior",
     "auto": "automatic",
     "cpu": "CPU",
     "cuda": "GPU (CUDA)",
@@ -134,6 +137,8 @@ class Form:
             return qt.QCheckBox(label(field.name))
         if metadata["choices"]:
             return qt.QComboBox()
+        if metadata["path"]:
+            return ctk.ctkPathLineEdit()
         box = qt.QDoubleSpinBox() if isinstance(default, float) else qt.QSpinBox()
         if isinstance(default, float):
             box.decimals = 3 if default < 1 else 1

@@ -13,7 +13,7 @@ from DiffusionFMLib.physics import MODELS, TRACKED
 from DiffusionFMLib.settings import FitSettings
 from DiffusionFMSlicer import inspector, resultlist
 from DiffusionFMSlicer.dependencies import ensurePackages
-from DiffusionFMSlicer.form import Form
+from DiffusionFMSlicer.form import Form, label
 from DiffusionFMSlicer.listener import Outcome, State
 from DiffusionFMSlicer.parameters import (
     MASK,
@@ -74,6 +74,7 @@ class Panel:
         ui.logButton.clicked.connect(lambda *_: self.showLog())
         ui.fourUpButton.clicked.connect(lambda *_: self.presenter.showFourUp())
         ui.mapsButton.clicked.connect(lambda *_: self.presenter.showMapsGrid())
+        ui.compareButton.clicked.connect(lambda *_: self.presenter.showComparison())
         ui.centreButton.clicked.connect(lambda *_: self.presenter.centre())
         self.showParameters()
 
@@ -118,6 +119,7 @@ class Panel:
         self.ui.applyButton.setToolTip(reason or "Compute the maps in the background; they appear here when ready.")
         self.ui.cancelButton.enabled = self.runner.state is State.RUNNING
         self.ui.openButton.enabled = idle
+        self.ui.compareButton.visible = bool(self.presenter.comparison())
         self.results.refresh()
 
     def _selectors(self) -> dict[str, Any]:
@@ -159,16 +161,19 @@ class Panel:
 
     def _enableModels(self, gradients: inputs.Gradients | None) -> None:
         """Grey out the models that the protocol cannot feed, and say why; none while the gradients are unknown."""
+        unsupported = self.scanBox.unsupported(gradients)
         for index, model in enumerate(MODELS.values()):
-            reason = self.scanBox.unsupported(model.name, gradients)
+            reasons = list(unsupported.get(model.name, {}).values())
+            reason = reasons[0] if reasons and None not in reasons else None
             setItemEnabled(self.ui.modelSelector, index, not reason, reason or model.title)
             if self.ui.modelSelector.itemText(index) != model.title:
                 self.ui.modelSelector.setItemText(index, model.title)
         model = MODELS[self.parameters.get("model")]
         for index in range(self.ui.methodSelector.count):
             method = self.ui.methodSelector.itemData(index)
-            known = method in model.methods
-            setItemEnabled(self.ui.methodSelector, index, known, "" if known else f"Not for {model.title}.")
+            other = "" if method in model.methods else f"Not for {model.title}."
+            reason = other or unsupported.get(model.name, {}).get(method)
+            setItemEnabled(self.ui.methodSelector, index, not reason, reason or "")
         tracked = model.name in TRACKED
         self.ui.tractsCheck.enabled = tracked
         self.ui.tractsCheck.setToolTip(
@@ -182,7 +187,10 @@ class Panel:
             return f"{scan.GetName()} is not a diffusion scan: it holds a single volume, or none."
         if gradients is None and not (self.parameters.get("bval") and self.parameters.get("bvec")):
             return "Give the bval and bvec files of this scan."
-        return self.scanBox.unsupported(self.parameters.get("model"), gradients) or ""
+        reasons = self.scanBox.unsupported(gradients).get(self.parameters.get("model"), {})
+        reason = reasons.get(self.parameters.get("method"))
+        able = [label(method) for method, problem in reasons.items() if not problem]
+        return f"{reason} Choose the method {' or '.join(able)}." if reason and able else reason or ""
 
     # --- actions ----------------------------------------------------------------------------------------------
 
@@ -258,7 +266,7 @@ class Panel:
     def onAnswer(self, job: str, scan: Any, answer: dict[str, Any]) -> None:
         """See `Listener`."""
         quality = answer.get("quality")
-        self.scanBox.setQuality(scan, quality, answer.get("models"))
+        self.scanBox.setQuality(scan, quality, answer.get("methods"))
         if quality and quality["light"] != "green" and quality["findings"]:
             self.onWarning(quality["findings"][0])
         self.refresh()

@@ -14,6 +14,12 @@ from DiffusionFMSlicer.scene.results import NAME, RUN, SCAN, resultNodes
 FIRST_MAPS = ("fa", "adc", "ndi")
 """What is shown first of a model's maps."""
 
+COMPARED = (
+    ("dti wls", "fa"), ("dti prior", "fa"), ("dti prior", "fa_sd"),
+    ("dti wls", "md"), ("dti prior", "md"), ("dti prior", "disagreement"),
+)  # fmt: skip
+"""Runs and maps of the comparison, two rows of three: conventional, prior, uncertainty."""
+
 
 class Presenter:
     """Shows the results of one scan; knows no widgets, and changes nothing but views and display nodes.
@@ -35,6 +41,7 @@ class Presenter:
         self._opacity = opacity
         self._isNewScan = False
         self._isNewRun = False
+        self._run = ""
 
     def forget(self) -> None:
         """Another scene is there."""
@@ -62,14 +69,18 @@ class Presenter:
 
     def runBegins(self, run: str) -> None:
         """Take note whether a run, by its attribute `RUN`, is one whose results are shown already."""
+        self._run = run
         shown = (n for n in resultNodes() if n.IsA("vtkMRMLVolumeNode") and resultlist.isVisible(n))
         self._isNewRun = not any(n.GetAttribute(RUN) == run and n.GetNodeReference(SCAN) is self._scan() for n in shown)
 
     def resultCame(self, node: Any, tubes: bool) -> None:
-        """Show a run's first map, colours and tracts; running it again leaves the views alone."""
+        """Show a run's first map, colours and tracts; running it again leaves the views alone.
+
+        Maps of another method, which come along to compare, wait in the list.
+        """
         if resultlist.isTracts(node) and tubes:
             tracts.setTubes(node, True)
-        if not self._isNewRun:
+        if not self._isNewRun or node.GetAttribute(RUN) != self._run:
             return
         if node.GetAttribute(NAME) in FIRST_MAPS:
             views.setOverlay(None, self._opacity())
@@ -91,7 +102,20 @@ class Presenter:
 
     def showMapsGrid(self) -> None:
         """Six maps of one run, side by side."""
-        self._arrange(views.showMapsGrid)
+        self._arrange(lambda results: views.showMapsGrid(views.chosenMaps(results), results))
+
+    def comparison(self) -> list[Any]:
+        """The conventional maps, those of the prior, and how far these can be trusted, in two rows; or nothing."""
+        by = {
+            (n.GetAttribute(RUN), n.GetAttribute(NAME)): n
+            for n in resultNodes()
+            if n.GetNodeReference(SCAN) is self._scan()
+        }
+        return [by[key] for key in COMPARED if key in by] if all(key in by for key in COMPARED) else []
+
+    def showComparison(self) -> None:
+        """Conventional maps, those of the prior, and uncertainty, side by side."""
+        self._arrange(lambda results: views.showMapsGrid(self.comparison(), results))
 
     def showTubes(self, on: bool) -> None:
         """Show all tracts as tubes, or as lines."""

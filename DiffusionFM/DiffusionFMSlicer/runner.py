@@ -11,7 +11,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -291,7 +291,9 @@ class Runner:
             return
         if label.scan is not None and label.scan.GetScene() is None:
             # the scan was deleted while it was computed: its results are still worth having
-            label = request.label = RunLabel(None, label.name, label.model, label.method)
+            label = request.label = replace(label, scan=None)
+        if event.method:
+            label = replace(label, method=event.method)
         node = results.place(event, future.result(), label)
         yield
         yield from results.reveal(event, node)

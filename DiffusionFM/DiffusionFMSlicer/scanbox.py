@@ -10,7 +10,7 @@ import qt
 import slicer
 
 from DiffusionFMLib.errors import DiffusionFMError
-from DiffusionFMLib.physics import MODELS
+from DiffusionFMLib.physics import MODELS, support
 from DiffusionFMSlicer.scene import inputs
 
 LIGHTS = {"green": "#2e9e44", "amber": "#e0a100", "red": "#d0342c", "": "#9a9a9a"}
@@ -32,7 +32,7 @@ class ScanBox:
         self._ui = ui
         self._panel = panel
         self._quality: dict[str, dict[str, Any]] = {}
-        self._models: dict[str, dict[str, str | None]] = {}
+        self._methods: dict[str, dict[str, dict[str, str | None]]] = {}
         self._folder = ""
         self._shown = ""
         self._gradients: tuple[Any, inputs.Gradients | None] = (None, None)
@@ -67,36 +67,38 @@ class ScanBox:
             self._ui.qualityLabel.text = _sentences(quality or {})
         return gradients
 
-    def unsupported(self, model: str, gradients: inputs.Gradients | None) -> str | None:
-        """Why a model cannot be fitted to the scan that is shown; None when it can, or nothing is known yet."""
-        if self._shown in self._models:
-            return self._models[self._shown].get(model)
+    def unsupported(self, gradients: inputs.Gradients | None) -> dict[str, dict[str, str | None]]:
+        """Why models cannot be fitted to the scan that is shown, or None, by model and method; empty while unknown."""
+        if self._shown in self._methods:
+            return self._methods[self._shown]
         if gradients is None:
-            return None
+            return {}
         try:
-            return MODELS[model].unsupported(gradients.table())
+            return support(gradients.table())
         except DiffusionFMError as error:
-            return error.message
+            return {model.name: dict.fromkeys(model.methods, error.message) for model in MODELS.values()}
 
-    def setQuality(self, scan: Any, quality: dict[str, Any] | None, models: dict[str, str | None] | None) -> None:
+    def setQuality(
+        self, scan: Any, quality: dict[str, Any] | None, methods: dict[str, dict[str, str | None]] | None
+    ) -> None:
         """Remember what the worker found out about a scan."""
         if scan is None or scan.GetScene() is None:
             return
         if quality:
             self._quality[scan.GetID()] = quality
-        if models:
-            self._models[scan.GetID()] = models
+        if methods:
+            self._methods[scan.GetID()] = methods
 
     def forgetScan(self, scan: Any) -> None:
         """Forget what was found out about a scan: its gradients are others now."""
         if scan is not None:
             self._quality.pop(scan.GetID(), None)
-            self._models.pop(scan.GetID(), None)
+            self._methods.pop(scan.GetID(), None)
 
     def forget(self) -> None:
         """Forget all scans: the scene was closed."""
         self._quality.clear()
-        self._models.clear()
+        self._methods.clear()
         self._gradients = (None, None)
         self._ui.seriesSelector.visible = False
 

@@ -111,7 +111,7 @@ def fit(
         raise InputError(msg, "Draw one, or let it be made automatically.")
 
     voxels = Voxels.of(acquisition.signal, mask)
-    output = Output(model, with_fit_maps(model.map_specs, settings.standard_errors), mask, voxels)
+    output = Output(model, with_fit_maps(model.map_specs, settings.standard_errors), mask, voxels.target)
     run = TileFit(acquisition.gtab, model, settings, options, voxels, output)
     device = choose_device(settings.device)
     with one_thread_per_operation():
@@ -119,14 +119,25 @@ def fit(
             _run_on_gpu(run, device, settings.memory_mib, report)
         else:
             run.all_tiles(device, run.tile_size(device, settings.memory_mib), report)
-    return output.finish(acquisition, {**_provenance(acquisition, model, settings, options), **run.facts})
+    return output.finish(acquisition, {**provenance_of(acquisition, model, settings, options), **run.facts})
 
 
 class Output:
-    """Buffers that tiles write to: Fortran order, which image files and the viewer both read as it lies."""
+    """Buffers that tiles write to: Fortran order, which image files and the viewer both read as it lies.
 
-    def __init__(self, model: SignalModel, specs: tuple[MapSpec, ...], mask: NDArray[np.bool_], voxels: Voxels) -> None:
-        self.model, self.mask, self.voxels = model, mask, voxels
+    Parameters
+    ----------
+    model : SignalModel
+    specs : tuple of MapSpec
+    mask : array, shape (X, Y, Z), bool
+    target : array, shape (V,), intp
+        Where each of its voxels, in the order in which they are fitted, lies in an (X, Y, Z) array in Fortran order.
+    """
+
+    def __init__(
+        self, model: SignalModel, specs: tuple[MapSpec, ...], mask: NDArray[np.bool_], target: NDArray[np.intp]
+    ) -> None:
+        self.model, self.mask, self.target = model, mask, target
         self.specs = {spec.name: spec for spec in specs}
         heights = [max(1, len(spec.components)) for spec in self.specs.values()]
         # one block, because systems give large ones in large pages, which are ten times faster to touch first
@@ -135,12 +146,12 @@ class Output:
             name: rows if spec.components else rows[0]
             for (name, spec), rows in zip(self.specs.items(), block, strict=True)
         }
-        self._parameters = np.empty((len(model.parameters), len(voxels)), np.float32)
+        self._parameters = np.empty((len(model.parameters), len(target)), np.float32)
 
     def write(self, start: int, count: int, theta: Tensor, maps: dict[str, Tensor]) -> None:
         """Put the first `count` voxels of a tile in place; last axis of `theta` and `maps` is voxels."""
         place = slice(start, start + count)
-        target = self.voxels.target[place]
+        target = self.target[place]
         self._parameters[:, place] = theta[:, :count].cpu().numpy()
         for name, values in maps.items():
             rows, buffer = values[..., :count].cpu().numpy(), self._maps[name]
@@ -156,7 +167,7 @@ class Output:
         for name, buffer in self._maps.items():
             volume = buffer.reshape(*buffer.shape[:-1], *self.mask.shape[::-1]).T
             maps[name] = ParameterMap(self.specs[name], volume, acquisition.affine, provenance)
-        return Fit(self.model, self.mask, maps, provenance, self._parameters, self.voxels.target)
+        return Fit(self.model, self.mask, maps, provenance, self._parameters, self.target)
 
 
 class TileFit:
@@ -184,7 +195,6 @@ class TileFit:
         self.gtab, self.model, self.settings, self.options = gtab, model, settings, options
         self.voxels, self.output = voxels, output
         self.dtype = torch.float64 if options.double else torch.float32
-        self.b0_rows = torch.as_tensor(np.flatnonzero(gtab.b0_mask))
         self.facts: dict[str, Any] = {}
         self.variance = 0.0
         self._plans: dict[torch.device, Plan] = {}
@@ -223,7 +233,9 @@ class TileFit:
         count = self.voxels.read(start, signal.shape[1], signal)
         solution = estimator.solve()
         theta, maps = solution.theta, solution.maps
-        usable = self._usable(signal, theta)
+        # written so that NaN fails too
+        usable = usable_voxels(signal, self.gtab, self.options.min_signal)
+        usable &= (theta.abs().amax(0) < MAX_PARAMETER) & (theta[-1].abs() < MAX_LOG_S0)
         # most tiles have none that is not, so the test pays
         all_usable = bool(usable.all())
         if not all_usable:
@@ -241,14 +253,15 @@ class TileFit:
         maps["status"] = torch.where(usable, status, FitStatus.DEGENERATE)
         self.output.write(start, count, theta, maps)
 
-    def _usable(self, signal: Tensor, theta: Tensor) -> Tensor:
-        """Which voxels of a tile have a signal that tells something, bool, shape (V,)."""
-        highest = signal.amax(0)
-        usable = (highest > self.options.min_signal) & (highest > signal.amin(0))
-        if len(self.b0_rows):
-            usable &= signal[self.b0_rows].amax(0) > self.options.min_signal
-        # written so that NaN fails too
-        return usable & (theta.abs().amax(0) < MAX_PARAMETER) & (theta[-1].abs() < MAX_LOG_S0)
+
+def usable_voxels(signal: Tensor, gtab: GradientTable, min_signal: float) -> Tensor:
+    """Which voxels have a signal, shape (N, V), that tells something: bool, shape (V,)."""
+    highest = signal.amax(0)
+    usable = (highest > min_signal) & (highest > signal.amin(0))
+    b0_rows = torch.as_tensor(np.flatnonzero(gtab.b0_mask))
+    if len(b0_rows):
+        usable &= signal[b0_rows].amax(0) > min_signal
+    return usable
 
 
 def _run_on_gpu(run: TileFit, device: torch.device, memory_mib: int, report: Report) -> None:
@@ -269,9 +282,10 @@ def _run_on_gpu(run: TileFit, device: torch.device, memory_mib: int, report: Rep
     run.all_tiles(cpu, run.tile_size(cpu, memory_mib), report)
 
 
-def _provenance(
+def provenance_of(
     acquisition: Acquisition, model: SignalModel, settings: FitSettings, options: FitOptions
 ) -> dict[str, Any]:
+    """What every fit tells of itself; plain JSON types."""
     gtab = acquisition.gtab
     return {
         "model": model.title,

@@ -9,7 +9,7 @@ from DiffusionFMLib.fitting.contract import FitOptions, Plan
 from DiffusionFMLib.fitting.log_linear import LogLinearPlan
 from DiffusionFMLib.fitting.noddi import NoddiPlan
 from DiffusionFMLib.gradients import GradientTable
-from DiffusionFMLib.physics import LogLinearModel, SignalModel
+from DiffusionFMLib.physics import METHODS, LogLinearModel, SignalModel
 from DiffusionFMLib.settings import FitSettings
 
 
@@ -28,8 +28,9 @@ def plan(
     SettingsError
         If the model cannot be fitted with that method.
     """
-    if settings.method not in model.methods:
-        msg = f"The method is {settings.method}; {model.title} can be fitted with {', '.join(model.methods)}."
+    methods = [name for name in model.methods if METHODS[name].voxelwise]
+    if settings.method not in methods:
+        msg = f"The method is {settings.method}; {model.title} can be fitted voxel by voxel with {', '.join(methods)}."
         raise SettingsError(msg, "Choose one of them.")
     if isinstance(model, LogLinearModel):
         return LogLinearPlan(model, gtab, settings, options, device, dtype)

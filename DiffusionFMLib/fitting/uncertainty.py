@@ -20,7 +20,7 @@ SCAN_FREEDOM: Final = 8.0
 """The noise of a voxel is that of the scan, taken as so many volumes, and its own, taken as those beyond its unknowns:
 few residuals alone say little."""
 
-CHUNK: Final = 1024
+CHUNK: Final = 4096
 """Voxels at a time: a covariance is large."""
 
 MAX_ERROR: Final = 1e3
@@ -78,22 +78,38 @@ def standard_errors(model: SignalModel, theta: Tensor, spread: Spread, variance:
     """
     freedom = spread.freedom.clamp_min(0)
     noise = (SCAN_FREEDOM * variance + spread.squares) / (SCAN_FREEDOM + freedom)
+    errors = spread_to_maps(model, theta, spread.covariance, noise)
+    return {standard_error(spec).name: errors[spec.name] for spec in model.map_specs if not spec.components}
+
+
+def spread_to_maps(
+    model: SignalModel, theta: Tensor, covariance: Tensor, variance: Tensor | float = 1.0
+) -> dict[str, Tensor]:
+    """Standard deviations of a model's scalar maps, to first order, shape (V,) each, by the maps' names.
+
+    Parameters
+    ----------
+    model : SignalModel
+    theta : Tensor, shape (P, V)
+    covariance : Tensor, shape (V, P, P)
+        Of these parameters.
+    variance : Tensor, shape (V,), or float
+        What the covariance is to be multiplied with.
+    """
     chunks = [slice(start, start + CHUNK) for start in range(0, theta.shape[1], CHUNK)]
-    parts = [_spread_to_maps(model, theta[:, chunk], spread.covariance[chunk]) for chunk in chunks]
-    return {
-        name: (torch.cat([part[name] for part in parts]) * noise).sqrt().nan_to_num(nan=MAX_ERROR).clamp_max(MAX_ERROR)
-        for name in parts[0]
-    }
+    parts = [_variances(model, theta[:, chunk], covariance[chunk].double()) for chunk in chunks]
+    joined = {name: torch.cat([part[name] for part in parts]) * variance for name in parts[0]}
+    return {name: values.sqrt().nan_to_num(nan=MAX_ERROR).clamp_max(MAX_ERROR) for name, values in joined.items()}
 
 
-def _spread_to_maps(model: SignalModel, theta: Tensor, covariance: Tensor) -> dict[str, Tensor]:
+def _variances(model: SignalModel, theta: Tensor, covariance: Tensor) -> dict[str, Tensor]:
     """Variances of the scalar maps, shape (V,) each."""
     theta = theta.double().requires_grad_()
     with torch.enable_grad():
         maps = maps_in_rows(model, theta)
-    variances = {}
-    for spec in model.map_specs:
-        if not spec.components:
-            (slope,) = torch.autograd.grad(maps[spec.name].sum(), theta, retain_graph=True)
-            variances[standard_error(spec).name] = torch.einsum("pv,vpq,qv->v", slope, covariance, slope).clamp_min(0)
-    return variances
+    scalar = [spec.name for spec in model.map_specs if not spec.components]
+    slopes = torch.stack(
+        [torch.autograd.grad(maps[name].sum(), theta, retain_graph=True)[0].T for name in scalar], dim=2
+    )
+    variances = (slopes * (covariance @ slopes)).sum(1).clamp_min(0)
+    return dict(zip(scalar, variances.unbind(1), strict=True))

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -314,7 +315,9 @@ def read_map(path: Path) -> ParameterMap:
 
 def read_maps(paths: Mapping[str, Path]) -> dict[str, ParameterMap]:
     """Maps that `write_map` wrote, by name."""
-    return {name: read_map(path) for name, path in paths.items()}
+    # a file's name tells a map from its standard error by the method's part only
+    maps = {name: read_map(path) for name, path in paths.items()}
+    return {name: replace(map, spec=replace(map.spec, name=name)) for name, map in maps.items()}
 
 
 def write_dataset_description(out: Path) -> Path:

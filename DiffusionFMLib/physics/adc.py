@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.maps import MapSpec
-from DiffusionFMLib.physics.model import LogLinearModel, Parameter, weighting_problem
+from DiffusionFMLib.physics.model import LogLinearModel, Parameter, few_directions, weighting_problem
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,15 +45,7 @@ class ADC(LogLinearModel):
 
     def unsupported(self, gtab: GradientTable) -> str | None:
         """See `SignalModel`."""
-        if problem := weighting_problem(gtab):
-            return problem
-        count = gtab.n_directions
-        if count < 3:
-            return f"The ADC needs 3 directions; this scan has {count} ({gtab.summary()})."
-        smallest = np.linalg.svd(gtab.bvecs[~gtab.b0_mask], compute_uv=False)[-1]
-        if smallest < 0.1:
-            return f"The ADC needs directions that span space; this scan's {count} lie in one plane."
-        return None
+        return weighting_problem(gtab) or few_directions("ADC", gtab)
 
     def design(self, gtab: GradientTable) -> NDArray[np.float64]:
         """See `LogLinearModel`."""

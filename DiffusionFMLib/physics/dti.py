@@ -72,7 +72,7 @@ class DTI(LogLinearModel):
     citation = "Basser PJ, Mattiello J, LeBihan D. Biophys J 1994;66(1):259-267. doi:10.1016/S0006-3495(94)80775-1"
     parameters: ClassVar = (*TENSOR_PARAMETERS, LOG_S0)
     map_specs: ClassVar = (*SCALAR_MAPS, *OTHER_MAPS)
-    methods: ClassVar = ("wls", "ols", "nlls", "robust")
+    methods: ClassVar = ("wls", "ols", "nlls", "robust", "prior")
 
     def unsupported(self, gtab: GradientTable) -> str | None:
         """See `SignalModel`."""

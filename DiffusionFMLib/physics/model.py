@@ -19,6 +19,9 @@ from DiffusionFMLib.maps import MapSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
+MIN_SPAN = 0.1
+"""Smallest singular value of directions that span space."""
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -60,7 +63,7 @@ class SignalModel(ABC):
     map_specs: ClassVar[tuple[MapSpec, ...]]
     """Maps that `maps` returns, in the order they are shown."""
     methods: ClassVar[tuple[str, ...]]
-    """Estimators that can fit it, best default first."""
+    """Names of the methods that can fit it, best default first; see `methods.Method`."""
 
     @abstractmethod
     def unsupported(self, gtab: GradientTable) -> str | None:
@@ -133,4 +136,22 @@ def weighting_problem(gtab: GradientTable) -> str | None:
         return f"All {len(gtab)} volumes are b0: there is no diffusion weighting."
     if len(shells) == 1 and not gtab.b0_mask.any():
         return f"All {len(gtab)} volumes are at b = {shells[0].bval:.0f} s/mm2; a b0 or a second b-value is needed."
+    return None
+
+
+def few_directions(who: str, gtab: GradientTable) -> str | None:
+    """Why directions are too few to span space, as a sentence for the user; None when they do.
+
+    Parameters
+    ----------
+    who : str
+        What needs them.
+    gtab : GradientTable
+    """
+    count = gtab.n_directions
+    if count < 3:
+        return f"The {who} needs 3 directions; this scan has {count} ({gtab.summary()})."
+    smallest = np.linalg.svd(gtab.bvecs[~gtab.b0_mask], compute_uv=False)[-1]
+    if smallest < MIN_SPAN:
+        return f"The {who} needs directions that span space; this scan's {count} lie in one plane."
     return None

@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import chi2
+from scipy.stats import chi2, norm
 
 from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.gradients import GradientTable
@@ -42,6 +42,15 @@ RICIAN_VOXELS: Final = 5000
 
 RICIAN_STEPS: Final = 8
 """Fixed-point steps of the correction for Rician noise."""
+
+
+APART: Final = 2
+"""Voxels between which noise is taken as independent, where neighbours are all there is to tell it by."""
+
+LOWEST: Final = 0.25
+"""Share of differences between neighbours, the smallest ones, that anatomy has least part in."""
+
+MAX_CORRELATION: Final = 0.6
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +115,48 @@ def estimate_noise(acquisition: Acquisition, mask: NDArray[np.bool_]) -> NoiseEs
         _correlation(acquisition, extract, regular, ODD * float(np.sqrt(typical))),
         freedom,
     )
+
+
+def noise_between_neighbours(acquisition: Acquisition, mask: NDArray[np.bool_]) -> NoiseEstimate:
+    """Level and spatial correlation of the noise of a scan whose directions are too few for `estimate_noise`.
+
+    In differences between a shell's volumes isotropic tissue cancels, and in second differences of those along an axis
+    what varies smoothly; the smallest are noise. The level is taken as the same everywhere. It comes out high, by up to
+    a half, where SNR is high and fibres turn from voxel to voxel.
+
+    Parameters
+    ----------
+    acquisition : Acquisition
+        At least two volumes have a b-value in common.
+    mask : array, shape (X, Y, Z), bool
+        The brain.
+    """
+    volumes = np.array(max(acquisition.gtab.shells, key=len).indices)
+    signal = np.where(mask[..., None], acquisition.signal[..., volumes], 0)
+    noise = signal @ _complement(acquisition.gtab.bvecs[volumes], 0)
+    near, far = ([_second_difference(noise, mask, axis, step) for axis in range(3)] for step in (1, APART))
+    # along the axis that anatomy changes least on
+    typical = min((_spread(one) for one in far if len(one)), default=0.0)
+    shrinkage = _rician_shrinkage(acquisition, mask, typical) if typical > 0 else 1.0
+    ratios = [_spread(one) / _spread(other) if other.any() else 1.0 for one, other in zip(near, far, strict=True)]
+    # neighbours' correlation r makes second differences smaller: 3/2 - 2 r instead of 3/2
+    x, y, z = (float(np.clip(0.75 * (1 - ratio), 0, MAX_CORRELATION)) for ratio in ratios)
+    sigma = float(np.sqrt(typical / shrinkage))
+    return NoiseEstimate(sigma, np.where(mask, sigma, 0).astype(np.float32), (x, y, z), 0)
+
+
+def _second_difference(
+    volumes: NDArray[np.float32], mask: NDArray[np.bool_], axis: int, step: int
+) -> NDArray[np.float32]:
+    """Voxels less the mean of the two so many steps away along an axis, where all are in the mask; flat."""
+    volumes, mask = np.moveaxis(volumes, axis, 0), np.moveaxis(mask, axis, 0)
+    inside = mask[step:-step] & mask[: -2 * step] & mask[2 * step :]
+    return np.ravel((volumes[step:-step] - (volumes[: -2 * step] + volumes[2 * step :]) / 2)[inside])
+
+
+def _spread(differences: NDArray[np.float32]) -> float:
+    """Variance of the noise in second differences of it, by the smallest of them; there is at least one."""
+    return float(np.quantile(np.abs(differences), LOWEST) / norm.ppf((1 + LOWEST) / 2)) ** 2 / 1.5
 
 
 class NoiseExtractor:

@@ -18,6 +18,7 @@ from DiffusionFMLib.gradients import image_rotation
 from DiffusionFMLib.physics.tensor_arrays import AS_MATRIX
 from DiffusionFMLib.preprocessing.noise import NoiseEstimate
 from DiffusionFMLib.prior.coordinates import WhitenedDesign
+from DiffusionFMLib.prior.disagreement import distance
 from DiffusionFMLib.prior.information import FrontEnd, Information, Measurements, front_end
 from DiffusionFMLib.prior.neighbourhood import Neighbourhood
 from DiffusionFMLib.prior.network import conditions
@@ -49,12 +50,18 @@ class PriorEstimate:
         Of the whitened coordinates, which are in voxel axes.
     data_fraction : array, shape (V,), float32
         How much of an estimate came from the voxel's own measurements; see `Posterior.data_fraction`.
+    distance : array, shape (V,), float32
+        Of the N measurements from the prior; see `disagreement.distance`.
+    slope : array, shape (P, P), float64
+        Derivatives of theta by the whitened coordinates.
     """
 
     theta: NDArray[np.float32]
     ridge: NDArray[np.float32]
     covariance: NDArray[np.float32]
     data_fraction: NDArray[np.float32]
+    distance: NDArray[np.float32]
+    slope: NDArray[np.float64]
 
 
 class ScanPosterior:
@@ -121,13 +128,13 @@ class ScanPosterior:
         for chunk in chunks:
             report.check()
             part = None if look is None else look.part(chunk)
-            front, data = front_end(self._measured(chunk), part)
+            front, data = front_end(self.measured(chunk), part)
             known = data if part is None else data + part
             seen[:, chunk] = torch.cat([front.mean, front.spread(), known.precision, known.vector])
         mean, triangle = _learned(seen, self.mask, self._told, self.trained)
         for chunk in chunks:
             report.check()
-            measurements, part = self._measured(chunk), None if look is None else look.part(chunk)
+            measurements, part = self.measured(chunk), None if look is None else look.part(chunk)
             front, data = front_end(measurements, part)
             with torch.no_grad():
                 prior = self.trained.network.local_prior(mean[:, chunk], triangle[:, chunk]).information()
@@ -139,7 +146,14 @@ class ScanPosterior:
         tensor = np.einsum("ij,jkv,lk->ilv", self._axes, theta[np.array(AS_MATRIX)], self._axes)
         return np.concatenate([tensor[np.triu_indices(3)], theta[6:] + np.log(self._scale)]).astype(np.float32)
 
-    def _measured(self, voxels: slice) -> Measurements:
+    def slope(self) -> NDArray[np.float64]:
+        """Derivatives of theta, in scanner RAS, by the whitened coordinates, shape (P, P)."""
+        basis = self.trained.coordinates.basis
+        tensor = np.einsum("ij,jkp,lk->ilp", self._axes, basis[np.array(AS_MATRIX)], self._axes)
+        return np.concatenate([tensor[np.triu_indices(3)], basis[6:]])
+
+    def measured(self, voxels: slice) -> Measurements:
+        """Measurements of some of the voxels."""
         signal = torch.from_numpy(np.ascontiguousarray(self._signal[voxels].T / self._scale)).to(self.device)
         sigma = torch.from_numpy(np.ascontiguousarray(self._sigma[voxels], np.float32)).to(self.device)
         return Measurements(signal, self._design, sigma)
@@ -158,13 +172,14 @@ def estimate(
     size = len(trained.coordinates)
     theta, ridge = (np.empty((size, len(scan)), np.float32) for _ in range(2))
     covariance = np.empty((size, size, len(scan)), np.float32)
-    data_fraction = np.empty(len(scan), np.float32)
+    data_fraction, far = (np.empty(len(scan), np.float32) for _ in range(2))
     for chunk, front, result in scan.given(None, report):
         report.progress(chunk.stop, len(scan), "Prior")
         theta[:, chunk], ridge[:, chunk] = scan.in_ras(result.mean), scan.in_ras(front.mean)
         covariance[..., chunk] = unpack(result.covariance()).cpu().numpy()
         data_fraction[chunk] = result.data_fraction().cpu().numpy()
-    return PriorEstimate(theta, ridge, covariance, data_fraction)
+        far[chunk] = distance(result, scan.measured(chunk)).cpu().numpy()
+    return PriorEstimate(theta, ridge, covariance, data_fraction, far, scan.slope())
 
 
 def _learned(seen: Tensor, mask: NDArray[np.bool_], told: Tensor, trained: TrainedPrior) -> tuple[Tensor, Tensor]:

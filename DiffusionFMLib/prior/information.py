@@ -113,16 +113,27 @@ class Measurements:
     def around(self, u: Tensor) -> Information:
         """Information with weights from the signal that coordinates u, shape (P, V), predict."""
         design = self._design
-        predicted = (design.log_signal(u) - self._log_sigma).clamp(*LOG_RANGE)
-        square = (2 * predicted).exp()
-        half = 0.5 * square
-        decay = (-half).exp()
-        gain = 1 - decay
-        residual = self._log_signal - predicted - 0.5 * exponential_integral(half, decay)
-        trusted = square / (1 + MODEL_ERROR**2 * square)
+        residual, trusted, gain = self._expand(u)
         weight = gain * trusted
         linear = weight * (design.matrix @ u) + trusted * residual
         return Information(design.products @ weight, design.matrix.T @ linear)
+
+    def misfit(self, u: Tensor) -> Tensor:
+        """Squares of what coordinates u, shape (P, V), leave of the signal, over its variance, summed: (V,).
+
+        Of the signal and not of its logarithm, whose noise is skewed.
+        """
+        residual, trusted, gain = self._expand(u)
+        return (trusted / gain * torch.expm1(residual) ** 2).sum(0)
+
+    def _expand(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log signal less its expectation, how far it is trusted, and how it follows the noiseless one; (N, V) each."""
+        predicted = (self._design.log_signal(u) - self._log_sigma).clamp(*LOG_RANGE)
+        square = (2 * predicted).exp()
+        half = 0.5 * square
+        decay = (-half).exp()
+        residual = self._log_signal - predicted - 0.5 * exponential_integral(half, decay)
+        return residual, square / (1 + MODEL_ERROR**2 * square), 1 - decay
 
     def first_guess(self, extra: Information | None = None) -> tuple[Tensor, Information]:
         """Ridge estimate of the data, and of `extra` when given; and the data's information there."""

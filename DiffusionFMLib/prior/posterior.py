@@ -64,6 +64,12 @@ class Posterior:
         # off-diagonal entries stand for two
         return (2 * product.sum(0) - product[diagonal_entries(size)].sum(0)) / size
 
+    def tension(self) -> Tensor:
+        """Squared Mahalanobis distance of the mean from that of the prior, by the prior's precision, shape (V,)."""
+        prior = self.precision - self.data.precision
+        pull = self.data.vector - multiply(self.data.precision, self.mean)
+        return (pull * solve(prior, pull)).sum(0)
+
     def sd(self, direction: Tensor) -> Tensor:
         """Standard deviation of linear combinations of u, shape (V,).
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,15 @@ from typing import Any, Final
 import torch
 
 from DiffusionFMLib.errors import InputError
-from DiffusionFMLib.physics import MODELS, LogLinearModel
+from DiffusionFMLib.physics import MODELS, LogLinearModel, SignalModel
 from DiffusionFMLib.prior.coordinates import Coordinates, coordinates_of
 from DiffusionFMLib.prior.network import NetworkShape, PriorNetwork
 
 KIND: Final = "diffusionfm-prior"
 FORMAT: Final = 2
+
+SHIPPED: Final = Path(__file__).resolve().parents[1] / "Models"
+"""Folder of the weights that come with the library."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +53,27 @@ def save_weights(path: Path, network: PriorNetwork, model: LogLinearModel, train
     temporary.replace(path)
 
 
+def weights_file(chosen: str, model: SignalModel) -> Path:
+    """The file that a setting means: the one that comes with the library when it is empty.
+
+    Raises
+    ------
+    InputError
+        If it is not there.
+    """
+    path = Path(chosen) if chosen else SHIPPED / f"prior-{model.name}-small.safetensors"
+    if not path.is_file():
+        msg = f"The prior's weights {path} are not there."
+        hint = "Correct the path, or leave it empty for those that come with DiffusionFM."
+        raise InputError(msg, hint if chosen else "Install DiffusionFM again, or give a file of your own.")
+    return path
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def load_weights(path: Path, device: torch.device | None = None) -> TrainedPrior:
     """Read weights.
 
@@ -68,7 +93,8 @@ def load_weights(path: Path, device: torch.device | None = None) -> TrainedPrior
         raise InputError(msg, "Choose a .safetensors file that training wrote.") from error
     found = header.get("kind"), header.get("format")
     if found != (KIND, FORMAT):
-        msg = f"{path} holds {found[0]} of format {found[1]}; expected {KIND} of format {FORMAT}."
+        held = f"{found[0]} of format {found[1]}" if found[0] else "no weights of DiffusionFM"
+        msg = f"{path} holds {held}; expected {KIND} of format {FORMAT}."
         raise InputError(msg, "Choose weights that this version's training wrote.")
     model = MODELS[header["model"]]
     if not isinstance(model, LogLinearModel):

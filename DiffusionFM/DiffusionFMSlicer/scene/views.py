@@ -173,17 +173,23 @@ def showFourUp(results: dict[str, Any]) -> None:
         refreshLegends()
 
 
-def showMapsGrid(results: dict[str, Any]) -> None:
+def chosenMaps(results: dict[str, Any]) -> list[Any]:
+    """Which of a run's results, by map name, are worth a view of their own, best first."""
+    maps = [results[name] for name in _MAPS_NAMES if name in results]
+    return maps + [n for n in results.values() if n.IsA("vtkMRMLScalarVolumeNode") and n not in maps]
+
+
+def showMapsGrid(maps: list[Any], results: dict[str, Any]) -> None:
     """Six axial slices, linked, with a map each and nothing over it.
 
     Parameters
     ----------
+    maps : list
+        Nodes; the first six are shown.
     results : dict
-        Nodes by map name.
+        Nodes by map name, tracts among them.
     """
     node = layoutNode()
-    maps = [results[name] for name in _MAPS_NAMES if name in results]
-    maps += [n for n in results.values() if n.IsA("vtkMRMLScalarVolumeNode") and n not in maps]
     if node is None or not maps:
         return
     if not node.IsLayoutDescription(MAPS_LAYOUT):

@@ -1,0 +1,167 @@
+"""Maps of a whole scan by the generative prior: the counterpart of `fitting.fit`."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from DiffusionFMLib.acquisition import Acquisition
+from DiffusionFMLib.errors import InputError, ProtocolError
+from DiffusionFMLib.events import Report
+from DiffusionFMLib.fitting.contract import MAX_RESIDUAL, FitOptions, maps_in_rows
+from DiffusionFMLib.fitting.device import choose_device
+from DiffusionFMLib.fitting.estimate import DEFAULTS, Fit, Output, provenance_of, usable_voxels
+from DiffusionFMLib.fitting.uncertainty import spread_to_maps
+from DiffusionFMLib.maps import DATA_FRACTION, DISAGREEMENT, RESIDUAL, STATUS, FitStatus, standard_deviation
+from DiffusionFMLib.physics import METHODS, SignalModel
+from DiffusionFMLib.preprocessing.noise import NoiseEstimate, estimate_noise, noise_between_neighbours
+from DiffusionFMLib.prior.disagreement import in_sigma
+from DiffusionFMLib.prior.estimate import PriorEstimate, estimate
+from DiffusionFMLib.prior.weights import TrainedPrior, digest_of, load_weights, weights_file
+from DiffusionFMLib.settings import FitSettings
+
+CHUNK: Final = 1 << 15
+"""Voxels whose maps are made at once."""
+
+MAPS: Final = "Maps"
+"""The stage after the estimate."""
+
+
+def fit(
+    acquisition: Acquisition,
+    model: SignalModel,
+    settings: FitSettings,
+    report: Report,
+    options: FitOptions = DEFAULTS,
+) -> Fit:
+    """Fit a model to a scan with the generative prior.
+
+    Parameters
+    ----------
+    acquisition : Acquisition
+    model : SignalModel
+    settings : FitSettings
+        Its weights and device.
+    report : Report
+    options : FitOptions
+
+    Raises
+    ------
+    ProtocolError
+        If the scan has no b0 or too few directions.
+    InputError
+        If the mask is empty, or the weights cannot be read or are another model's.
+    DeviceError
+        If the chosen device is absent.
+    JobCancelled
+        If the user cancelled.
+    """
+    gtab = acquisition.gtab
+    if problem := METHODS[settings.method].unsupported(model, gtab):
+        raise ProtocolError(problem, "Choose another method, or a scan that has them.")
+    mask = np.ones(acquisition.shape, bool) if acquisition.mask is None else acquisition.mask
+    usable = np.zeros_like(mask)
+    usable[mask] = usable_voxels(torch.from_numpy(acquisition.signal[mask].T), gtab, options.min_signal).numpy()
+    if not usable.any():
+        msg = f"The brain mask of {acquisition.name} is empty, or there is no signal in it."
+        raise InputError(msg, "Draw one, or let it be made automatically.")
+    device = choose_device(settings.device)
+    path = weights_file(settings.weights, model)
+    trained = load_weights(path, device)
+    if trained.model.name != model.name:
+        msg = f"{path} was trained for {trained.model.title}; expected {model.title}."
+        raise InputError(msg, "Choose weights of that model.")
+    noise = _noise_of(acquisition, usable, report)
+    result = _estimate(acquisition, usable, noise, trained, report, device)
+    output = Output(model, METHODS[settings.method].map_specs(model, False), mask, _places(mask))
+    _write(output, acquisition, usable, result, report)
+    facts = {
+        "weights": {"file": path.name, "sha256": digest_of(path), "training": trained.training},
+        "noise": {
+            "sigma": float(f"{noise.sigma:.4g}"),
+            "correlation": [round(part, 3) for part in noise.correlation],
+            "freedom": noise.freedom,
+        },
+        "conventional_fit": METHODS[settings.method].beside(model, gtab),
+    }
+    return output.finish(acquisition, {**provenance_of(acquisition, model, settings, options), **facts})
+
+
+def _noise_of(acquisition: Acquisition, mask: NDArray[np.bool_], report: Report) -> NoiseEstimate:
+    """The scan's noise, by the best way that its protocol allows."""
+    noise = estimate_noise(acquisition, mask)
+    if noise is not None:
+        return noise
+    report.warning(
+        "noise",
+        "This protocol repeats too little to tell noise from anatomy: the noise level comes from differences between "
+        "neighbouring voxels, and standard deviations and disagreement are rough.",
+    )
+    noise = noise_between_neighbours(acquisition, mask)
+    if not noise.sigma > 0:
+        msg = f"{acquisition.name} has no noise, by which the prior weighs its measurements."
+        raise InputError(msg, "Choose another method, or a scan that was neither made nor denoised by a program.")
+    return noise
+
+
+def _estimate(
+    acquisition: Acquisition,
+    mask: NDArray[np.bool_],
+    noise: NoiseEstimate,
+    trained: TrainedPrior,
+    report: Report,
+    device: torch.device,
+) -> PriorEstimate:
+    """The posterior; on the CPU when the GPU's memory runs out."""
+    try:
+        return estimate(acquisition, mask, noise, trained, report, device)
+    except torch.cuda.OutOfMemoryError:
+        torch.cuda.empty_cache()
+    report.warning("gpu-memory", "The GPU has too little free memory; the fit starts again on the CPU.")
+    trained.network.cpu()
+    return estimate(acquisition, mask, noise, trained, report)
+
+
+def _places(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Position of each voxel of a mask, in its C order, in an array of its shape in Fortran order."""
+    return np.ravel_multi_index(np.nonzero(mask), mask.shape, order="F")
+
+
+def _write(
+    output: Output, acquisition: Acquisition, usable: NDArray[np.bool_], result: PriorEstimate, report: Report
+) -> None:
+    """Make maps of a posterior; voxels of the mask that have no usable signal are zero."""
+    model, mask, gtab = output.model, output.mask, acquisition.gtab
+    slope = torch.from_numpy(result.slope)
+    signal = acquisition.signal[mask]
+    found = np.cumsum(usable[mask]) - 1
+    for start in range(0, len(signal), CHUNK):
+        report.progress(start, len(signal), MAPS)
+        here = usable[mask][start : start + CHUNK]
+        inside, known = torch.from_numpy(here), found[start : start + CHUNK][here]
+        theta = torch.from_numpy(result.theta[:, known])
+        covariance = torch.from_numpy(result.covariance[..., known]).permute(2, 0, 1).double()
+        sd = spread_to_maps(model, theta, slope @ covariance @ slope.T)
+        measured = torch.from_numpy(signal[start : start + CHUNK][here])
+        left = (measured - model.signal(theta.T, gtab)) * (-theta[-1:].T).exp()
+        maps = maps_in_rows(model, theta) | {
+            standard_deviation(spec).name: sd[spec.name] for spec in model.map_specs if not spec.components
+        }
+        maps[DATA_FRACTION.name] = torch.from_numpy(result.data_fraction[known])
+        maps[DISAGREEMENT.name] = in_sigma(torch.from_numpy(result.distance[known]), len(gtab))
+        maps[RESIDUAL.name] = left.square().mean(1).sqrt().clamp(max=MAX_RESIDUAL)
+        maps[STATUS.name] = torch.where(model.unphysical(theta.T), FitStatus.CLIPPED, FitStatus.OK).float()
+        everywhere = {name: _scattered(values, inside, 0.0) for name, values in maps.items()}
+        everywhere[STATUS.name] = _scattered(maps[STATUS.name], inside, FitStatus.DEGENERATE)
+        output.write(start, len(here), _scattered(theta, inside, 0.0), everywhere)
+
+
+def _scattered(values: Tensor, inside: Tensor, elsewhere: float) -> Tensor:
+    """Values, last axis of voxels that are inside, among all voxels, shape (..., V)."""
+    result = values.new_full((*values.shape[:-1], len(inside)), elsewhere)
+    result[..., inside] = values
+    return result

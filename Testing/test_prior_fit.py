@@ -1,0 +1,416 @@
+"""The prior as a method: right maps from few directions, in any orientation, with what tells how far to trust them."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from worker_client import write_small_scan
+
+from DiffusionFMLib.acquisition import Acquisition
+from DiffusionFMLib.cli import USER, main
+from DiffusionFMLib.errors import InputError, JobCancelled, ProtocolError, SettingsError
+from DiffusionFMLib.events import SilentReport
+from DiffusionFMLib.fitting import Fit
+from DiffusionFMLib.fitting import fit as conventional_fit
+from DiffusionFMLib.gradients import GradientTable
+from DiffusionFMLib.jobs import run
+from DiffusionFMLib.maps import FitStatus, ParameterMap, with_prior_maps
+from DiffusionFMLib.physics import DTI, METHODS, MODELS, support
+from DiffusionFMLib.physics.tensor_arrays import spread_directions
+from DiffusionFMLib.prior.coordinates import WhitenedDesign, coordinates_of
+from DiffusionFMLib.prior.disagreement import distance, in_sigma
+from DiffusionFMLib.prior.fitting import fit
+from DiffusionFMLib.prior.information import Information, Measurements
+from DiffusionFMLib.prior.posterior import posterior
+from DiffusionFMLib.prior.systems import multiply, pack
+from DiffusionFMLib.prior.weights import load_weights, save_weights, weights_file
+from DiffusionFMLib.reporting import JobReport
+from DiffusionFMLib.session import Session
+from DiffusionFMLib.settings import FitSettings, ScanSettings, SimulateSettings
+from DiffusionFMLib.simulation import simulate
+
+PRIOR = FitSettings(method="prior", device="cpu")
+MODEL = MODELS["dti"]
+SCALARS = ("fa", "md", "ad", "rd", "s0")
+SPECS = with_prior_maps(DTI.map_specs)
+
+
+@pytest.fixture(scope="module")
+def brain() -> tuple[Acquisition, dict[str, ParameterMap]]:
+    """A whole brain with 6 directions at SNR 10, and its truth."""
+    settings = SimulateSettings(shells="1000:6", n_b0=1, snr=10, voxel_size=3.0, seed=3)
+    simulated = simulate(settings, SilentReport())
+    return simulated.acquisition, simulated.truth
+
+
+@pytest.fixture(scope="module")
+def six(brain) -> Fit:
+    return fit(brain[0], MODEL, PRIOR, SilentReport())
+
+
+def block(
+    count: int = 12, n_b0: int = 2, affine: NDArray[np.float64] | None = None, axes: NDArray[np.float64] | None = None
+) -> Acquisition:
+    """A small volume of two tissues with noise; `axes` turns it in the scanner, gradients and all."""
+    rng = np.random.default_rng(0)
+    directions = spread_directions(count)
+    bvals, bvecs = np.r_[np.zeros(n_b0), np.full(count, 1000.0)], np.r_[np.zeros((n_b0, 3)), directions]
+    theta = np.zeros((10, 12, 9, 7))
+    theta[..., [0, 3, 5, 6]] = [1.6, 0.4, 0.3, np.log(500.0)]
+    theta[:4, ..., [0, 3, 5]] = 0.8
+    clean = np.exp(theta @ DTI().design(GradientTable(bvals, bvecs)).T)
+    noise = 25 * rng.normal(size=(2, *clean.shape))
+    signal = np.hypot(clean + noise[0], noise[1]).astype(np.float32)
+    axes = np.eye(3) if axes is None else axes
+    return Acquisition(
+        signal,
+        np.diag([2.0, 2, 2, 1]) if affine is None else affine,
+        GradientTable(bvals, bvecs @ axes.T),
+        np.ones(signal.shape[:3], bool),
+        "block",
+    )
+
+
+def errors(
+    maps: dict[str, ParameterMap], truth: dict[str, ParameterMap], inside: NDArray[np.bool_]
+) -> tuple[float, float, float]:
+    """Root mean square error of FA and MD (um2/ms), and the median angle of V1 in degrees where FA > 0.35."""
+    fa, md = (np.sqrt(np.mean((maps[n].data - truth[n].data)[inside] ** 2)) for n in ("fa", "md"))
+    fibres = inside & (truth["fa"].data > 0.35)
+    along = np.abs((maps["v1"].data * truth["v1"].data).sum(-1))[fibres]
+    return float(fa), float(md) * 1e3, float(np.degrees(np.median(np.arccos(along.clip(0, 1)))))
+
+
+def tissue_of(brain: tuple[Acquisition, dict[str, ParameterMap]]) -> NDArray[np.bool_]:
+    assert brain[0].mask is not None
+    return brain[0].mask & (brain[1]["md"].data < 1.5e-3)
+
+
+# --- maps ------------------------------------------------------------------------------------------------------
+
+
+def test_six_noisy_directions_are_enough(brain, six):
+    acquisition, truth = brain
+    inside = tissue_of(brain)
+    found = errors(six.maps, truth, inside)
+    wls = errors(conventional_fit(acquisition, MODEL, FitSettings(device="cpu"), SilentReport()).maps, truth, inside)
+    assert found[0] < 0.5 * wls[0]
+    assert found[1] < 0.8 * wls[1]
+    assert found[2] < 0.7 * wls[2]
+    assert found[0] < 0.11
+
+
+def test_three_directions_give_maps_too(brain):
+    """MD is better than what the three say alone, and FA and directions than nothing, which is what they say."""
+    acquisition, truth = brain
+    b0, weighted = acquisition.gtab.b0_mask.argmax(), np.flatnonzero(~acquisition.gtab.b0_mask)
+    bvecs = acquisition.gtab.bvecs
+    triples = [(i, j, k) for i in weighted for j in weighted if j > i for k in weighted if k > j]
+    keep = [b0, *max(triples, key=lambda t: abs(np.linalg.det(bvecs[list(t)])))]
+    few = replace(acquisition, signal=acquisition.signal[..., keep], gtab=acquisition.gtab.subset(keep))
+    maps = fit(few, MODEL, PRIOR, SilentReport()).maps
+    inside = tissue_of(brain)
+    _, md, angle = errors(maps, truth, inside)
+    assert np.corrcoef(maps["fa"].data[inside], truth["fa"].data[inside])[0, 1] > 0.6
+    log_ratio = np.log(few.signal[..., :1].clip(1) / few.signal[..., 1:].clip(1)).mean(-1)
+    assert md < 0.8 * float(np.sqrt(np.mean((log_ratio - truth["md"].data * 1e3)[inside] ** 2)))
+    # chance is 60 degrees
+    assert angle < 40
+
+
+def test_standard_deviations_tell_the_error(brain, six):
+    inside = tissue_of(brain)
+    for name in ("fa", "md"):
+        error = np.abs(six.maps[name].data - brain[1][name].data)[inside]
+        sd = six.maps[f"{name}_sd"].data[inside]
+        assert np.isfinite(sd).all()
+        assert sd.min() > 0
+        assert 0.8 < np.mean(error < 1.645 * sd) < 0.99
+        unsure = sd > np.median(sd)
+        assert error[unsure].mean() > 1.2 * error[~unsure].mean()
+
+
+def test_maps_are_those_declared(brain, six):
+    assert list(six.maps) == [spec.name for spec in SPECS]
+    for spec in SPECS:
+        map = six.maps[spec.name]
+        assert map.spec == spec
+        assert map.data.shape == (*brain[0].shape, *((len(spec.components),) if spec.components else ()))
+        assert np.isfinite(map.data).all()
+        assert not map.data[~brain[0].mask].any()
+    fraction = six.maps["datafraction"].data[brain[0].mask]
+    assert 0 < fraction.min() <= fraction.max() <= 1
+    np.testing.assert_allclose(six.parameters[:, 0] * 1e-3, six.maps["tensor"].data[brain[0].mask][:, 0], rtol=1e-5)
+
+
+# --- geometry --------------------------------------------------------------------------------------------------
+
+
+def oblique() -> NDArray[np.float64]:
+    axes = np.linalg.qr(np.random.default_rng(2).normal(size=(3, 3)))[0]
+    return axes * np.linalg.det(axes)
+
+
+@pytest.mark.parametrize("axes", [oblique(), np.diag([-1.0, 1, 1])], ids=["oblique", "left-handed"])
+def test_orientation_turns_directions_and_nothing_else(axes):
+    affine = np.eye(4)
+    affine[:3, :3] = 2 * axes
+    straight = fit(block(), MODEL, PRIOR, SilentReport()).maps
+    turned = fit(block(affine=affine, axes=axes), MODEL, PRIOR, SilentReport()).maps
+    for name in [spec.name for spec in SPECS if not spec.components and spec.name != "status"]:
+        atol = 2e-3 if name == "disagreement" else 1e-6
+        np.testing.assert_allclose(turned[name].data, straight[name].data, rtol=2e-3, atol=atol, err_msg=name)
+    along = np.abs(((straight["v1"].data @ axes.T) * turned["v1"].data).sum(-1))
+    assert along[straight["fa"].data > 0.3].min() > 0.999
+    assert np.abs(straight["v1"].data[6:, ..., 0]).mean() > 0.98
+
+
+def test_variances_turn_with_the_tensor():
+    """An axis-swapped image has AD and RD, and how sure they are, where the straight one has them."""
+    swap = np.eye(3)[[1, 0, 2]]
+    affine = np.eye(4)
+    affine[:3, :3] = 2 * swap
+    straight = fit(block(), MODEL, PRIOR, SilentReport()).maps
+    turned = fit(block(affine=affine, axes=swap), MODEL, PRIOR, SilentReport()).maps
+    np.testing.assert_allclose(turned["ad_sd"].data, straight["ad_sd"].data, rtol=2e-3)
+
+
+# --- disagreement ----------------------------------------------------------------------------------------------
+
+
+def exact(count: int, shift: float = 0.0) -> NDArray[np.float64]:
+    """Disagreement, in sigma, of voxels drawn from their own prior; `shift` moves MD by so many prior sds."""
+    rng = np.random.default_rng(1)
+    voxels, size, sigma = 20_000, 7, 0.06
+    gtab = GradientTable(np.r_[0, np.full(count, 1000.0)], np.r_[np.zeros((1, 3)), spread_directions(count)])
+    design = WhitenedDesign.of(DTI(), gtab, coordinates_of(DTI()), dtype=torch.float64)
+    half = 0.3 * rng.normal(size=(size, size)) + 3 * np.eye(size)
+    precision = half @ half.T
+    mean = 0.2 * rng.normal(size=(size, voxels))
+    u = mean + np.linalg.solve(np.linalg.cholesky(precision).T, rng.normal(size=(size, voxels)))
+    u[0] += shift * np.sqrt(np.linalg.inv(precision)[0, 0])
+    clean = design.log_signal(torch.from_numpy(u)).exp().numpy()
+    noise = sigma * rng.normal(size=(2, *clean.shape))
+    measurements = Measurements(torch.from_numpy(np.hypot(clean + noise[0], noise[1])), design, torch.tensor(sigma))
+    packed = pack(torch.from_numpy(precision)[..., None].expand(-1, -1, voxels))
+    prior = Information(packed, multiply(packed, torch.from_numpy(mean)))
+    result = posterior(prior, [measurements], [measurements.around(torch.from_numpy(mean))])
+    return in_sigma(distance(result, measurements), len(gtab)).numpy()
+
+
+@pytest.mark.parametrize("count", [3, 6, 30])
+def test_disagreement_is_standard_normal_where_the_prior_is_right(count):
+    found = exact(count)
+    assert abs(found.mean()) < 0.2
+    assert 0.03 < np.mean(found > 1.645) < 0.06
+    assert 0.004 < np.mean(found > 2.326) < 0.014
+
+
+@pytest.mark.parametrize("count", [3, 6])
+@pytest.mark.parametrize("shift", [-5.0, 8.0])
+def test_what_the_prior_does_not_know_stands_out(count, shift):
+    """Though with so few directions no residual is left to see it by.
+
+    Diffusion that is too fast leaves less signal to see it by than one that is too slow.
+    """
+    assert np.mean(exact(count, shift) > 1.645) > 0.85
+
+
+# --- what goes in ----------------------------------------------------------------------------------------------
+
+
+def test_voxels_without_a_signal_are_told_and_tell_the_others_nothing():
+    acquisition = block()
+    signal = acquisition.signal.copy()
+    signal[6, 6, 4], signal[2, 2, 2] = 0, 700
+    maps = fit(replace(acquisition, signal=signal), MODEL, PRIOR, SilentReport()).maps
+    status = maps["status"].data
+    assert status[6, 6, 4] == status[2, 2, 2] == FitStatus.DEGENERATE
+    assert (status == FitStatus.DEGENERATE).sum() == 2
+    assert all(not maps[name].data[6, 6, 4].any() for name in maps if name != "status")
+    assert 0.5 < maps["fa"].data[6, 6, 5] < 0.95
+
+
+def test_a_scan_without_noise_is_told():
+    acquisition = block(count=6, n_b0=1)
+    constant = np.broadcast_to(acquisition.signal[6, 6, 4], acquisition.signal.shape).copy()
+    with pytest.raises(InputError, match="block has no noise"):
+        fit(replace(acquisition, signal=constant), MODEL, PRIOR, SilentReport())
+
+
+def test_a_single_slice_will_do():
+    acquisition = block(count=6, n_b0=1)
+    thin = replace(acquisition, signal=acquisition.signal[:, :, 4:5], mask=np.ones((10, 12, 1), bool))
+    maps = fit(thin, MODEL, PRIOR, SilentReport()).maps
+    assert 0.5 < np.median(maps["fa"].data[6:]) < 0.9
+
+
+def table(count: int, n_b0: int = 1, plane: bool = False) -> GradientTable:
+    directions = spread_directions(max(count, 1))[:count] * ([1, 1, 0] if plane else [1, 1, 1])
+    directions = directions / np.linalg.norm(directions, axis=1, keepdims=True)
+    return GradientTable(np.r_[np.zeros(n_b0), np.full(count, 1000.0)], np.r_[np.zeros((n_b0, 3)), directions])
+
+
+@pytest.mark.parametrize(
+    ("gtab", "sentence"),
+    [
+        (GradientTable(np.r_[np.full(6, 700.0), np.full(6, 1500.0)], np.tile(spread_directions(6), (2, 1))), "b0"),
+        (table(2), "needs 3 directions; this scan has 2"),
+        (table(6, plane=True), "lie in one plane"),
+        (table(0, n_b0=3), "no diffusion weighting"),
+    ],
+)
+def test_protocols_that_are_too_little_are_told(gtab, sentence):
+    assert sentence in support(gtab)["dti"]["prior"]
+    acquisition = Acquisition(np.ones((4, 4, 4, len(gtab)), np.float32), np.eye(4), gtab)
+    with pytest.raises(ProtocolError, match=sentence):
+        fit(acquisition, MODEL, PRIOR, SilentReport())
+
+
+def test_support_is_by_method():
+    three, six_directions = support(table(3))["dti"], support(table(6))["dti"]
+    assert three["prior"] is None
+    assert all("needs 6 non-collinear" in three[name] for name in DTI.methods if name != "prior")
+    assert set(six_directions.values()) == {None}
+    assert METHODS["prior"].beside(MODEL, table(3)) is None
+    assert METHODS["prior"].beside(MODEL, table(6)) == "wls"
+    assert METHODS["wls"].beside(MODEL, table(6)) is None
+
+
+def test_only_voxelwise_methods_fit_tile_by_tile():
+    with pytest.raises(SettingsError, match="voxel by voxel with wls, ols, nlls, robust"):
+        conventional_fit(block(), MODEL, PRIOR, SilentReport())
+
+
+def test_weights_that_are_not_there_or_something_else_are_told(tmp_path):
+    def fit_with(path: Path) -> None:
+        fit(block(), MODEL, replace(PRIOR, weights=str(path)), SilentReport())
+
+    with pytest.raises(InputError, match=r"mine\.safetensors are not there"):
+        fit_with(tmp_path / "mine.safetensors")
+    (tmp_path / "text.safetensors").write_text("no weights")
+    with pytest.raises(InputError, match=r"text\.safetensors cannot be read"):
+        fit_with(tmp_path / "text.safetensors")
+    save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match="holds no weights of DiffusionFM; expected diffusionfm-prior"):
+        fit_with(tmp_path / "other.safetensors")
+
+
+class Stopped(SilentReport):
+    """Is cancelled at the so-manieth question."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.left = after
+
+    def check(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise JobCancelled
+
+    def progress(self, done: float, total: float, stage: str) -> None:
+        self.check()
+
+
+@pytest.mark.parametrize("after", [0, 1, 2, 3])
+def test_cancel_ends_it(after):
+    with pytest.raises(JobCancelled):
+        fit(block(), MODEL, PRIOR, Stopped(after))
+
+
+# --- files -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A small scan, and the folder of its results by the prior."""
+    scan, out = write_small_scan(tmp_path_factory.mktemp("scan")), tmp_path_factory.mktemp("out")
+    assert main(["fit", str(scan), "--method", "prior", "--device", "cpu", "--out", str(out)]) == 0
+    return scan, out
+
+
+def entity(name: str, method: str) -> str:
+    name, _, part = name.partition("_")
+    return f"scan_model-tensor_param-{name}_desc-{method}{part}_dwimap"
+
+
+def test_files_are_those_declared_with_the_conventional_fit_beside(folder):
+    written = {path.name for path in folder[1].glob("*dwimap.*")}
+    stems = {entity(spec.name, "prior") for spec in SPECS} | {
+        entity(spec.name, "wls") for spec in METHODS["wls"].map_specs(MODEL, False)
+    }
+    assert written == {f"{stem}{suffix}" for stem in stems for suffix in (".json", ".nii.gz")}
+    for spec in SPECS:
+        sidecar = json.loads((folder[1] / f"{entity(spec.name, 'prior')}.json").read_text())
+        assert (sidecar["Title"], sidecar["Window"], sidecar["Colors"]) == (spec.title, list(spec.window), spec.colors)
+        provenance = sidecar["Provenance"]
+        assert provenance["method"] == "prior"
+        assert provenance["conventional_fit"] == "wls"
+        assert len(provenance["weights"]["sha256"]) == 64
+        assert provenance["noise"]["sigma"] > 0
+
+
+def test_a_second_run_keeps_everything_and_a_conventional_one_its_part(folder, capsys):
+    before = {path: path.stat().st_mtime_ns for path in folder[1].glob("*dwimap.nii.gz")}
+    for method in ("prior", "wls"):
+        assert main(["fit", str(folder[0]), "--method", method, "--out", str(folder[1]), "--json"]) == 0
+        result = json.loads(capsys.readouterr().out)
+        assert result["reused"] == result["maps"]
+    assert {path: path.stat().st_mtime_ns for path in folder[1].glob("*dwimap.nii.gz")} == before
+
+
+def test_other_weights_make_other_maps(folder, tmp_path, capsys):
+    trained = load_weights(weights_file("", MODEL))
+    with torch.no_grad():
+        trained.network.linear.bias += 0.05
+    save_weights(tmp_path / "own.safetensors", trained.network, trained.model, {})
+    arguments = ["fit", str(folder[0]), "--method", "prior", "--weights", str(tmp_path / "own.safetensors")]
+    before = nib.load(folder[1] / f"{entity('md', 'prior')}.nii.gz").get_fdata()
+    out = tmp_path / "out"
+    assert main([*arguments, "--out", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["reused"] == []
+    after = nib.load(out / f"{entity('md', 'prior')}.nii.gz").get_fdata()
+    assert np.abs(after - before).max() > 1e-6
+
+
+def test_few_directions_are_for_the_prior_alone(tmp_path, capsys):
+    scan = write_small_scan(tmp_path / "scan", n_directions=5)
+    assert main(["fit", str(scan), "--out", str(tmp_path / "wls")]) == USER
+    assert "Choose the method prior." in capsys.readouterr().err
+    out = tmp_path / "prior"
+    assert main(["fit", str(scan), "--method", "prior", "--standard-errors", "--out", str(out)]) == 0
+    assert "Standard errors and reweightings are the conventional fit's" in capsys.readouterr().err
+    assert len(list(out.glob("*_desc-prior*.nii.gz"))) == len(SPECS)
+    assert not list(out.glob("*_desc-wls*"))
+
+
+def test_tracts_follow_the_priors_directions(folder, tmp_path, capsys):
+    arguments = [str(folder[0]), "--method", "prior", "--min-length", "5", "--device", "cpu", "--json"]
+    assert main(["track", *arguments, "--out", str(folder[1])]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["count"] > 0
+    assert set(result["reused"]) == {spec.name for spec in SPECS}
+    assert main(["track", *arguments, "--out", str(folder[1])]) == 0
+    assert "tracts" in json.loads(capsys.readouterr().out)["reused"]
+
+
+def test_a_voxels_curve_is_the_priors(folder):
+    session = Session()
+    report = JobReport("id", lambda event: None, threading.Event())
+    settings = FitSettings(dwi=str(folder[0]), method="prior", out=str(folder[1]))
+    run("fit", settings, report, session)
+    acquisition = session.read(ScanSettings(dwi=str(folder[0])), SilentReport())
+    answer = session.query({"what": "voxel", "ijk": [12, 12, 6]})
+    measured = acquisition.signal[12, 12, 6]
+    error = np.sqrt(np.mean((np.array(answer["fitted"]) - measured) ** 2)) / answer["maps"]["s0"]
+    assert error == pytest.approx(answer["maps"]["residual"], rel=1e-3)
+    assert set(answer["maps"]) == {spec.name for spec in SPECS}
