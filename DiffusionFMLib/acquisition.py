@@ -65,7 +65,8 @@ class Acquisition:
         # a sum sees every NaN and infinity in one pass, without a boolean copy of the scan
         if not np.isfinite(signal.sum(dtype=np.float64)):
             broken = np.flatnonzero(~np.isfinite(signal.sum(axis=(0, 1, 2), dtype=np.float64)))
-            msg = f"{self.name} holds values that are not finite numbers, in volume(s) {listed(broken)}."
+            where = f"volume(s) {listed(broken)} (the first is 0)"
+            msg = f"{self.name} holds values that are not finite numbers, in {where}."
             raise InputError(msg, "Export the scan again, or replace them with zeros.")
         affine = np.array(self.affine, np.float64)
         check_affine(affine, self.name)

@@ -207,7 +207,9 @@ def _fit(
     gtab = acquisition.up_to(settings.max_bval).gtab
     reason = METHODS[settings.method].unsupported(model, gtab)
     if reason is not None:
-        raise ProtocolError(reason, _what_else(model, gtab))
+        left_out = len(acquisition.gtab) - len(gtab)
+        above = f" {left_out} volume(s) above b = {settings.max_bval:g} s/mm2 were left out." if left_out else ""
+        raise ProtocolError(reason + above, _what_else(model, gtab, left_out))
     doubt = model.doubtful(gtab)
     if doubt is not None:
         report.warning("protocol", doubt)
@@ -216,6 +218,12 @@ def _fit(
 
         # before anything that takes long
         weights_file(settings.weights, model)
+    if settings.standard_errors and settings.denoise != "none":
+        report.warning(
+            "standard-errors",
+            "Standard errors come from the noise that the fit leaves, and denoising took most of that away: they come "
+            "out about three times too small.",
+        )
     report.enter(CHECK)
     quality = session.quality(report)
     for finding in quality.findings:
@@ -248,6 +256,11 @@ def _fit(
             announce_map(report, map, path, arrays, method)
             done += 1
     report.progress(1, 1, WRITE)
+    for run in runs:
+        if older := outputs.older_maps(out, acquisition.name, model.label, run.settings.method, run.key):
+            report.warning(
+                "older", f"The folder also holds {len(older)} map(s) of other settings, such as {older[0]}: do not mix."
+            )
     fitted = runs[-1].fitted
     result = {
         "name": acquisition.name, "out": str(out), "maps": list(fitted.maps), "reused": list(runs[-1].finished),
@@ -288,12 +301,14 @@ def _fitting(method: Method) -> Callable[..., Fit]:
     return fit
 
 
-def _what_else(model: SignalModel, gtab: GradientTable) -> str:
+def _what_else(model: SignalModel, gtab: GradientTable, left_out: int) -> str:
     """What to do about a method that a protocol cannot feed."""
     able = [name for name, reason in support(gtab)[model.name].items() if reason is None]
     if able:
         return f"Choose the method {' or '.join(able)}."
-    return "Choose another model, a larger max b-value, or a scan with more directions."
+    if left_out:
+        return "Raise max b-value (--max-bval), or choose another model."
+    return "Choose another model, or a scan that has what this one needs."
 
 
 def _key(digest: str, settings: FitSettings, kind: type[FitSettings], *more: str) -> str:

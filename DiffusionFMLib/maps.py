@@ -143,7 +143,8 @@ def standard_error(spec: MapSpec) -> MapSpec:
         spec,
         name=f"{spec.name}_se",
         title=f"{spec.title} standard error",
-        description=f"How far {spec.title} would vary if the scan were repeated, by the noise that the fit leaves.",
+        description=f"How far {spec.title} would vary if the scan were repeated, by the noise that the fit leaves; "
+        "1000 where the data do not tell: at the end of its range, or where nothing determines it.",
         window=(0.0, (high - low) / 4),
         colors="inferno",
     )

@@ -237,7 +237,8 @@ def _signal_findings(
         found.append((grade, f"Slices that lost signal: {len(outliers)}, in volume(s) {where} (the first is 0)."))
     if motion is not None and motion.max() > MOTION_MM:
         worst = float(motion.max())
-        sentence = f"Volumes are displaced by up to about {worst:.1f} mm, by head motion or eddy currents."
+        cause = "by head motion or eddy currents; consider motion correction"
+        sentence = f"Volumes are displaced by up to about {worst:.1f} mm, {cause}."
         found.append((2 if worst > MUCH_MOTION_MM else 1, sentence))
     return found
 

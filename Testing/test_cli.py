@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -339,7 +340,38 @@ def test_shells_above_max_bval_are_left_out_and_the_tensor_warns_of_them(tmp_pat
     assert [shell["bval"] for shell in of_low["shells"]] == [1000]
     assert any("12 volume(s) above b = 1500 s/mm2 were left out" in note for note in of_low["notes"])
     assert main(["fit", dwi, "--out", str(tmp_path / "none"), "--max-bval", "500"]) == USER
-    assert "no diffusion weighting" in capsys.readouterr().err
+    failure = " ".join(capsys.readouterr().err.split())
+    assert "no diffusion weighting. 24 volume(s) above b = 500 s/mm2 were left out." in failure
+    assert "Raise max b-value" in failure
+    assert main(["fit", dwi, "--model", "adc", "--out", str(tmp_path / "adc")]) == DONE
+    assert "The ADC does not describe the signal at b = 2500" in " ".join(capsys.readouterr().err.split())
+
+
+def test_maps_of_other_settings_in_the_folder_are_told(scan, tmp_path, capsys):
+    assert main(["fit", str(scan), "--out", str(tmp_path), "--standard-errors"]) == DONE
+    assert main(["fit", str(scan), "--out", str(tmp_path), "--method", "ols"]) == DONE
+    assert "other settings" not in capsys.readouterr().err
+    assert main(["fit", str(scan), "--out", str(tmp_path), "--reweightings", "3"]) == DONE
+    told = " ".join(capsys.readouterr().err.split())
+    assert "5 map(s) of other settings, such as scan_model-tensor_param-ad_desc-wlsse_dwimap" in told
+
+
+def test_standard_errors_after_denoising_are_doubted(scan, tmp_path, capsys):
+    fit = ["fit", str(scan), "--out", str(tmp_path), "--standard-errors"]
+    assert main(fit) == DONE
+    assert "too small" not in capsys.readouterr().err
+    assert main([*fit, "--denoise", "mppca"]) == DONE
+    assert "too small" in capsys.readouterr().err
+
+
+def test_a_conversion_that_fails_leaves_nothing(scan, tmp_path, capsys, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", "image")
+
+    monkeypatch.setattr("DiffusionFMLib.io.writing._write_volumes", full)
+    assert main(["convert", str(scan), "--out", str(tmp_path / "again.nii.gz")]) == USER
+    assert "Free some space" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_standard_errors_are_written_beside_the_maps(scan, tmp_path, capsys):

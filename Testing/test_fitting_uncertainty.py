@@ -114,6 +114,16 @@ def test_nothing_is_nan_where_there_is_nothing_to_fit(model):
     assert all((maps[name][nothing] == 0).all() for name in maps if name.endswith("_se"))
 
 
+def test_a_value_at_the_end_of_its_range_is_not_told_as_sure():
+    """Half of the voxels of no diffusion come out negative, are raised to zero, and no longer follow the data."""
+    theta = torch.tensor([0.0, LN_S0], dtype=torch.float64).expand(640, -1)
+    maps = run(noisy("adc", theta, ONE_SHELL, snr=20), "adc", "wls")
+    held = maps["adc"] == 0
+    assert 0.3 < held.mean() < 0.7
+    assert (maps["adc_se"][held] == 1000).all()
+    assert (maps["adc_se"][~held] < 1e-3).all()
+
+
 def test_too_few_volumes_are_refused():
     gtab = gradient_table(((1000.0, 6),), 1)
     theta = torch.tensor(THETA["dti"], dtype=torch.float64).expand(640, -1)

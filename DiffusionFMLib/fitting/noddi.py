@@ -48,7 +48,7 @@ from DiffusionFMLib.fitting.noddi_search import (
 from DiffusionFMLib.fitting.noddi_signal import FLOOR, Protocol, signal_parts, with_floor
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.physics import DTI, NODDI
-from DiffusionFMLib.physics.noddi import PARALLEL, hindered_diffusivities, kappa_of
+from DiffusionFMLib.physics.noddi import FREE, PARALLEL, hindered_diffusivities, kappa_of
 from DiffusionFMLib.physics.noise import RicianNoise
 from DiffusionFMLib.physics.tensor_algebra import principal_axis
 from DiffusionFMLib.physics.watson import degree_for, watson_coefficients
@@ -119,11 +119,12 @@ class NoddiPlan(Plan):
 
     def facts(self) -> dict[str, Any]:
         """See `Plan`."""
+        given = {"max_iterations": MAX_ITERATIONS, "fixed_diffusivities_um2/ms": [PARALLEL, FREE]}
         if not self.sigma:
-            return {"max_iterations": MAX_ITERATIONS}
+            return given
         names = ("ndi", "odi", "fwf")
         return {
-            "max_iterations": MAX_ITERATIONS,
+            **given,
             "noise_sigma": float(f"{self.sigma:.4g}"),
             "prior_exponents": {name: list(exponents) for name, exponents in zip(names, PRIOR, strict=True)},
         }

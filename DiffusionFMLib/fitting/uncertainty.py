@@ -112,4 +112,6 @@ def _variances(model: SignalModel, theta: Tensor, covariance: Tensor) -> dict[st
         [torch.autograd.grad(maps[name].sum(), theta, retain_graph=True)[0].T for name in scalar], dim=2
     )
     variances = (slopes * (covariance @ slopes)).sum(1).clamp_min(0)
+    # a value that was brought back into its range does not follow the data, which is not to say that it is sure
+    variances[(slopes == 0).all(1)] = torch.inf
     return dict(zip(scalar, variances.unbind(1), strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -280,6 +281,17 @@ def finished_maps(out: Path, stem: str, label: str, names: Iterable[str], method
     """Those of the named maps that are finished (see `finished_map`), by name."""
     paths = {name: map_path(out, stem, label, name, method) for name in names}
     return {name: path for name, path in paths.items() if finished_map(path, key)}
+
+
+def older_maps(out: Path, stem: str, label: str, method: str, key: str) -> list[str]:
+    """Names of a scan's maps of a model and method that were not made from what the key stands for."""
+    found = []
+    for sidecar in sorted(out.glob(f"{glob.escape(stem)}_model-{label}_param-*_dwimap.json")):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            provenance = json.loads(sidecar.read_text(encoding="utf-8"))["Provenance"]
+            if provenance["method"] == method and provenance["key"] != key:
+                found.append(sidecar.stem)
+    return found
 
 
 def read_map(path: Path) -> ParameterMap:

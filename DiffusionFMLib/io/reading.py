@@ -236,6 +236,9 @@ def read_mask(path: Path, acquisition: Acquisition, label: int = 0) -> NDArray[n
         raise InputError(msg, "Choose a mask drawn on this scan, or resample it to the scan's grid.")
     values = file.read(SilentReport())
     values = values[..., 0] if values.ndim == 4 else values
+    if not label and ((values > 0) & (values < 1)).any():
+        msg = f"{path.name} holds values between 0 and 1: probabilities; expected a mask of 0 and 1."
+        raise InputError(msg, "Threshold it first, for instance at 0.5.")
     mask = values == label if label else values != 0
     if np.isnan(values).any():
         msg = f"{path.name} holds values that are not numbers."

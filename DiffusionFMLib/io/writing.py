@@ -70,7 +70,13 @@ def _write_nifti(acquisition: Acquisition, path: Path, *, compressed: bool) -> l
     write_bytes(bvec, _rows(gtab.to_fsl(acquisition.affine).T))
     header = BytesIO()
     nifti_image(acquisition.signal, acquisition.affine).header.write_to(header)
-    return [_write_volumes(path, acquisition.signal, header.getvalue(), compressed=compressed), bval, bvec]
+    try:
+        return [_write_volumes(path, acquisition.signal, header.getvalue(), compressed=compressed), bval, bvec]
+    except (OSError, OutputError):
+        # tables without an image would stand in the way of the next attempt
+        for table in (bval, bvec):
+            table.unlink(missing_ok=True)
+        raise
 
 
 def _rows(rows: Iterable[NDArray[np.float64]]) -> bytes:

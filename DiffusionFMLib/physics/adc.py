@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.maps import MapSpec
-from DiffusionFMLib.physics.model import LogLinearModel, Parameter, few_directions, weighting_problem
+from DiffusionFMLib.physics.model import LogLinearModel, Parameter, beyond_gaussian, few_directions, weighting_problem
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +46,10 @@ class ADC(LogLinearModel):
     def unsupported(self, gtab: GradientTable) -> str | None:
         """See `SignalModel`."""
         return weighting_problem(gtab) or few_directions("ADC", gtab)
+
+    def doubtful(self, gtab: GradientTable) -> str | None:
+        """See `SignalModel`."""
+        return beyond_gaussian("The ADC", "ADC", gtab)
 
     def design(self, gtab: GradientTable) -> NDArray[np.float64]:
         """See `LogLinearModel`."""

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.maps import MapSpec
-from DiffusionFMLib.physics.model import LogLinearModel, Parameter, weighting_problem
+from DiffusionFMLib.physics.model import LogLinearModel, Parameter, beyond_gaussian, weighting_problem
 from DiffusionFMLib.physics.tensor_arrays import quadratic_form
 
 if TYPE_CHECKING:
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
 _DIFFUSIVITY = (0.0, 3e-3)
 
-
-MAX_BVAL = 1500.0
-"""s/mm2; beyond, diffusion in tissue is no longer Gaussian."""
 
 MIN_DIFFUSIVITY = 1e-6
 """Eigenvalues are raised to this before FA, MD, AD and RD are taken, um2/ms (as DIPY does at b = 1000)."""
@@ -98,13 +95,7 @@ class DTI(LogLinearModel):
 
     def doubtful(self, gtab: GradientTable) -> str | None:
         """See `SignalModel`."""
-        bval = max(shell.bval for shell in gtab.shells)
-        if bval <= MAX_BVAL:
-            return None
-        return (
-            f"The tensor does not describe the signal at b = {bval:.0f} s/mm2: beyond about {MAX_BVAL:.0f} its MD "
-            "comes out low. Where the scan has lower shells, the setting max b-value leaves the others out."
-        )
+        return beyond_gaussian("The tensor", "MD", gtab)
 
     def design(self, gtab: GradientTable) -> NDArray[np.float64]:
         """See `LogLinearModel`."""

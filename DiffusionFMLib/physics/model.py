@@ -19,6 +19,9 @@ from DiffusionFMLib.maps import MapSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
+MAX_GAUSSIAN_BVAL = 1500.0
+"""s/mm2; beyond, diffusion in tissue is no longer Gaussian."""
+
 MIN_SPAN = 0.1
 """Smallest singular value of directions that span space."""
 
@@ -155,3 +158,14 @@ def few_directions(who: str, gtab: GradientTable) -> str | None:
     if smallest < MIN_SPAN:
         return f"The {who} needs directions that span space; this scan's {count} lie in one plane."
     return None
+
+
+def beyond_gaussian(model: str, diffusivity: str, gtab: GradientTable) -> str | None:
+    """That b-values are too high for a model of one diffusivity per direction, as a sentence; None when not."""
+    bval = max(shell.bval for shell in gtab.shells)
+    if bval <= MAX_GAUSSIAN_BVAL:
+        return None
+    return (
+        f"{model} does not describe the signal at b = {bval:.0f} s/mm2: beyond about {MAX_GAUSSIAN_BVAL:.0f} its "
+        f"{diffusivity} comes out low. Where the scan has lower shells, max b-value (--max-bval) leaves the others out."
+    )

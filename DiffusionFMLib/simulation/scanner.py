@@ -209,7 +209,8 @@ def _truth(
         "s0": np.exp(theta[:, 6]),
     }
     specs = {spec.name: spec for spec in DTI.map_specs}
-    provenance = {"source": "noise-free signal of the simulation", "method": "ols"}
+    source = "tensor fitted to the noise-free signal of all shells: what they make of the tissue, not a property of it"
+    provenance = {"source": source, "method": "ols"}
     truth = {}
     for name, value in values.items():
         volume = np.zeros((*mask.shape, *value.shape[1:]), np.float32)
