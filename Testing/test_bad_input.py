@@ -183,7 +183,9 @@ BAD = {
     ),
     "no voxels": Bad(inside(lambda raw: set_dim(raw, 1, 0)), InputError, r"shape \(0, 5, 3, 7\)", "series"),
     "negative size": Bad(inside(lambda raw: set_dim(raw, 2, -5)), InputError, rf"{NAME}.*(shape|header)", ""),
-    "NaN in the signal": Bad(scan(data=with_hole(2, np.nan)), InputError, r"not finite numbers, in volume\(s\) 2 \(the first", "zeros"),
+    "NaN in the signal": Bad(
+        scan(data=with_hole(2, np.nan)), InputError, r"not finite numbers, in volume\(s\) 2 ", "zeros"
+    ),
     "infinity in the signal": Bad(
         scan(data=with_hole(5, np.inf)), InputError, r"in volume\(s\) 5 \(the first", "zeros"
     ),
