@@ -13,7 +13,7 @@ from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.errors import InputError, ProtocolError
 from DiffusionFMLib.events import Report
 from DiffusionFMLib.fitting.contract import MAX_RESIDUAL, FitOptions, maps_in_rows
-from DiffusionFMLib.fitting.device import choose_device
+from DiffusionFMLib.fitting.device import choose_device, one_thread_per_operation
 from DiffusionFMLib.fitting.estimate import DEFAULTS, Fit, Output, provenance_of, usable_voxels
 from DiffusionFMLib.fitting.uncertainty import spread_to_maps
 from DiffusionFMLib.maps import DATA_FRACTION, DISAGREEMENT, RESIDUAL, STATUS, FitStatus, standard_deviation
@@ -76,9 +76,11 @@ def fit(
         msg = f"{path} was trained for {trained.model.title}; expected {model.title}."
         raise InputError(msg, "Choose weights of that model.")
     noise = _noise_of(acquisition, usable, report)
-    result = _estimate(acquisition, usable, noise, trained, report, device)
     output = Output(model, METHODS[settings.method].map_specs(model, False), mask, _places(mask))
-    _write(output, acquisition, usable, result, report)
+    # most of the time goes into many small operations
+    with one_thread_per_operation():
+        result = _estimate(acquisition, usable, noise, trained, report, device)
+        _write(output, acquisition, usable, result, report)
     facts = {
         "weights": {"file": path.name, "sha256": digest_of(path), "training": trained.training},
         "noise": {
