@@ -18,7 +18,7 @@ from scan_files import AXES, SHAPE, affine_of
 
 from DiffusionFMLib.errors import InputError, OutputError
 from DiffusionFMLib.io import compressed, outputs
-from DiffusionFMLib.maps import STATUS, MapSpec, ParameterMap
+from DiffusionFMLib.maps import STATUS, MapSpec, ParameterMap, standard_deviation, standard_error
 
 AFFINE = affine_of(AXES["oblique left-handed"])
 FA = MapSpec("fa", "FA", "", "Fractional anisotropy.", (0.0, 1.0))
@@ -65,6 +65,14 @@ def test_vector_maps_are_4d_and_name_their_components(tmp_path: Path) -> None:
     back = outputs.read_map(path)
     assert back.spec == V1
     np.testing.assert_array_equal(back.data, parameter_map(V1).data)
+
+
+def test_a_map_and_how_sure_it_is_are_told_apart_when_read_again(tmp_path: Path) -> None:
+    specs = (FA, standard_error(FA), standard_deviation(FA))
+    for spec in specs:
+        write(tmp_path, parameter_map(spec))
+    found = outputs.finished_maps(tmp_path, "sub-01", "tensor", [spec.name for spec in specs], "wls", KEY)
+    assert [map.spec for map in outputs.read_maps(found).values()] == list(specs)
 
 
 def test_labels_are_whole_numbers(tmp_path: Path) -> None:
