@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from DiffusionFMLib.errors import SettingsError
 from DiffusionFMLib.events import Artifact
+from DiffusionFMLib.physics import support
 from DiffusionFMLib.reporting import JobReport
 from DiffusionFMLib.session import Session
 from DiffusionFMLib.settings import ScanSettings
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
     from DiffusionFMLib.acquisition import Acquisition
     from DiffusionFMLib.maps import ParameterMap
 
-READ, WRITE = "Reading", "Writing"
-"""Titles of the stages that jobs share."""
+READ, CHECK, WRITE = "Reading", "Checking the scan", "Writing"
+FIT, PRIOR, TRACK = "Fitting", "Generative prior", "Tracking"
+"""Titles of the stages of jobs."""
 
 
 def read_scan(settings: ScanSettings, report: JobReport, session: Session) -> Acquisition:
@@ -40,6 +42,15 @@ def read_scan(settings: ScanSettings, report: JobReport, session: Session) -> Ac
         image = read_image(Path(settings.t1w), report)
         report.warning("t1w-unused", f"{image.name} was read, but no model of this version uses a T1w image.")
     return session.read(settings, report)
+
+
+def supported(acquisition: Acquisition) -> dict[str, Any]:
+    """Why a model cannot be fitted to the scan, or null: with any method, by model, and with each, by both."""
+    methods = support(acquisition.gtab)
+    models = {
+        name: None if None in reasons.values() else next(iter(reasons.values())) for name, reasons in methods.items()
+    }
+    return {"models": models, "methods": methods}
 
 
 def announce_file(report: JobReport, path: Path, role: str, name: str) -> None:
