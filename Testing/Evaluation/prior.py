@@ -51,23 +51,24 @@ MIN_FA = 0.35
 
 
 def thetas(
-    acquisition: Acquisition, mask: NDArray[np.bool_], noise: NoiseEstimate, trained: TrainedPrior
+    acquisition: Acquisition, mask: NDArray[np.bool_], noise: NoiseEstimate, trained: TrainedPrior, denoise: bool
 ) -> tuple[dict[str, NDArray], PriorEstimate]:
-    """Parameters of the tensor by every method, each (7, V); and the prior's posterior."""
+    """Parameters of the tensor by every method, each (7, V), after MP-PCA only if asked to; and the posterior."""
     sigma = noise.sigma_map[mask]
     ridge = least_squares(acquisition, mask, sigma, ridge=True)
     posterior = estimate(acquisition, mask, noise, trained, SilentReport())
     pooled = estimate(acquisition, mask, noise, unlearnt(trained), SilentReport())
-    denoised = mppca(replace(acquisition, mask=mask), SilentReport())
     estimates = {
         "wls": least_squares(acquisition, mask, sigma, ridge=False),
-        "MP-PCA + wls": least_squares(denoised, mask, sigma, ridge=False),
         "ridge": ridge,
         "ridge + Gaussian .5": smoothed(ridge, mask, 0.5),
         "pooled": pooled.theta,
         "prior": posterior.theta,
     }
-    return estimates, posterior
+    if denoise:
+        denoised = mppca(replace(acquisition, mask=mask), SilentReport())
+        estimates["MP-PCA + wls"] = least_squares(denoised, mask, sigma, ridge=False)
+    return {method: estimates[method] for method in METHODS if method in estimates}, posterior
 
 
 def unlearnt(trained: TrainedPrior) -> TrainedPrior:
@@ -91,7 +92,9 @@ def angle(v1: NDArray, other: NDArray) -> NDArray:
 # --- phantom ---------------------------------------------------------------------------------------------
 
 
-def phantom(script: Path, schemes: tuple[str, ...], snrs: tuple[float, ...], trained: TrainedPrior) -> Table:
+def phantom(
+    script: Path, schemes: tuple[str, ...], snrs: tuple[float, ...], trained: TrainedPrior, denoise: bool
+) -> Table:
     """RMSE on the phantom of the published figures."""
     code = runpy.run_path(str(script))
     fields = code["fields"](0)
@@ -119,7 +122,7 @@ def phantom(script: Path, schemes: tuple[str, ...], snrs: tuple[float, ...], tra
             gtab = GradientTable(bvals, bvecs * [-1, 1, 1])
             scan = Acquisition(signal, np.diag([-2.0, 2, 2, 1]), gtab, mask)
             noise = NoiseEstimate(sigma, np.where(mask, sigma, 0).astype(np.float32), (0.0, 0.0, 0.0), 99)
-            estimates, posterior = thetas(scan, mask, noise, trained)
+            estimates, posterior = thetas(scan, mask, noise, trained, denoise)
             for method, theta in estimates.items():
                 found = maps(theta)
                 fa = np.sqrt(np.mean((found["fa"] - truth["fa"])[parenchyma] ** 2))
@@ -153,7 +156,7 @@ def well_conditioned(gtab: GradientTable, count: int, rng: np.random.Generator) 
     return min(draws, key=lambda draw: np.linalg.cond(DTI().design(gtab.subset(draw))))
 
 
-def real(path: Path, directions: list[int], subsets: int, trained: TrainedPrior) -> Table | None:
+def real(path: Path, directions: list[int], subsets: int, trained: TrainedPrior, denoise: bool) -> Table | None:
     """Excess error on held-out volumes of a real scan."""
     scan = read_acquisition(ScanSettings(dwi=f"{path}.nii.gz"), SilentReport())
     mask = brain_mask(scan)
@@ -186,11 +189,11 @@ def real(path: Path, directions: list[int], subsets: int, trained: TrainedPrior)
             rest = np.r_[np.flatnonzero(scan.gtab.b0_mask), held_out]
             remaining = replace(scan, signal=scan.signal[..., rest], gtab=scan.gtab.subset(rest))
             other = maps(least_squares(remaining, mask, sigma, ridge=True))["v1"]
-            for method, theta in thetas(part, mask, noise, trained)[0].items():
+            for method, theta in thetas(part, mask, noise, trained, denoise)[0].items():
                 left = residuals(theta, scan, mask, held_out, sigma)[tissue]
                 v1 = angle(maps(theta)["v1"], other)[fibres].mean()
                 found[method].append(((left**2).mean() - floor, left.mean(), v1))
-        medians = {method: np.median(found[method], axis=0) for method in METHODS}
+        medians = {method: np.median(found[method], axis=0) for method in found}
         for method, (excess, mean, v1) in medians.items():
             share = excess / medians["ridge + Gaussian .5"][0]
             table.add_row(str(count), method, f"{excess:.3f}", f"{share:.2f}", f"{mean:+.3f}", f"{v1:.1f}")
@@ -208,17 +211,21 @@ def main() -> None:
     parser.add_argument("--directions", type=int, nargs="*", default=[6, 12, 20])
     parser.add_argument("--subsets", type=int, default=4)
     parser.add_argument("--only", choices=("phantom", "real"))
+    parser.add_argument("--no-mppca", action="store_true", help="leave out MP-PCA, which takes most of the time")
     arguments = parser.parse_args()
     trained, console = load_weights(arguments.weights), Console(width=120)
     if arguments.only != "real":
         if arguments.phantom.is_file():
-            console.print(phantom(arguments.phantom, tuple(arguments.schemes), tuple(arguments.snr), trained))
+            schemes, snrs = tuple(arguments.schemes), tuple(arguments.snr)
+            console.print(phantom(arguments.phantom, schemes, snrs, trained, not arguments.no_mppca))
         else:
             console.print(f"no phantom: {arguments.phantom} is not there")
     if arguments.only != "phantom":
         for name in arguments.names:
             if (arguments.scans / f"{name}.nii.gz").is_file():
-                table = real(arguments.scans / name, arguments.directions, arguments.subsets, trained)
+                table = real(
+                    arguments.scans / name, arguments.directions, arguments.subsets, trained, not arguments.no_mppca
+                )
                 console.print(table if table is not None else f"{name}: its noise cannot be estimated")
             else:
                 console.print(f"no scan: {arguments.scans / name} is not there")
