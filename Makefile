@@ -1,7 +1,7 @@
 # DiffusionFM: the commands a person needs. `make` alone lists them.
 #
 # Variables: DWI=path        the demo's scan: NIfTI with bval and bvec beside it, NRRD, or a DICOM folder
-#            WEIGHTS=path    the prior that is evaluated; by default that of a small training run
+#            WEIGHTS=path    the prior that is evaluated; by default that which is shipped
 #            PYTHON=command  the Python to build the environment with (3.11, 3.12 or 3.13)
 #            PIP_ARGS=...    passed to pip install, e.g. an index that has the CPU build of torch
 #            PYTEST_ARGS=... passed to pytest, e.g. PYTEST_ARGS='-k gradients'
@@ -12,7 +12,7 @@ SHELL := /bin/sh
 .PHONY: help install demo test bench evaluate lint clean
 
 VENV := .venv
-WEIGHTS ?= build/prior_small/prior.safetensors
+WEIGHTS ?= DiffusionFMLib/Models/prior-dti-small.safetensors
 VENV_PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed.stamp
 

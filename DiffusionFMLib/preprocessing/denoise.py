@@ -58,9 +58,11 @@ def mppca(acquisition: Acquisition, report: Report) -> Acquisition:
     brain = brain_mask(acquisition) if acquisition.mask is None else acquisition.mask
     focus = binary_dilation(brain, iterations=PATCH_RADIUS).view(_WatchedMask)
     focus.watch(report, "denoise", radii)
-    # the patches of voxels that none covers are 0/0, and keep their signal below
+    # with few volumes some patches show no noise, whose level is then a mean of nothing; voxels that no patch covers
+    # are 0/0; what is not finite keeps its signal below
     with warnings.catch_warnings(), np.errstate(invalid="ignore"):
         warnings.simplefilter("ignore", UserWarning)
+        warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
         signal = dipy_mppca(acquisition.signal, mask=focus, patch_radius=radii, out_dtype=np.float32)
     head = np.asarray(focus)
     for v in range(count):
