@@ -99,7 +99,7 @@ class GradientTable:
         for name, values in (("b-values", bvals), ("gradient directions", bvecs)):
             broken = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(1))
             if len(broken):
-                msg = f"The {name} of volume(s) {listed(broken)} (the first is 0) are not finite numbers."
+                msg = f"The {name} of volume(s) {listed(broken)} are not finite numbers."
                 raise GradientError(msg, "Correct the bval/bvec files, or remove those volumes from all three files.")
         if (bvals < 0).any():
             msg = f"The b-value of volume(s) {listed(np.flatnonzero(bvals < 0))} is negative."

@@ -31,8 +31,8 @@ def test_float32_is_taken_without_a_copy() -> None:
     [
         ({"signal": SIGNAL[..., 0]}, "has 3 dimensions"),
         ({"signal": SIGNAL[..., :2]}, "has 2 volumes but the gradient table has 3"),
-        ({"signal": np.where(SIGNAL == 4, np.nan, SIGNAL)}, r"volume\(s\) 1\."),
-        ({"signal": np.where(SIGNAL == 5, np.inf, SIGNAL)}, r"volume\(s\) 2\."),
+        ({"signal": np.where(SIGNAL == 4, np.nan, SIGNAL)}, r"volume\(s\) 1 \(the first is 0\)"),
+        ({"signal": np.where(SIGNAL == 5, np.inf, SIGNAL)}, r"volume\(s\) 2 \(the first is 0\)"),
         ({"affine": np.zeros((4, 4))}, "no usable orientation"),
         ({"affine": np.eye(3)}, "no usable orientation"),
         ({"affine": np.full((4, 4), np.nan)}, "no usable orientation"),
@@ -71,5 +71,5 @@ def test_another_mask_leaves_the_scan_as_it_is() -> None:
 
 def test_many_broken_volumes_are_counted() -> None:
     gtab = GradientTable(np.r_[0, np.full(8, 1000)], np.vstack([np.zeros(3), np.tile([1.0, 0, 0], (8, 1))]))
-    with pytest.raises(InputError, match=r"in volume\(s\) 0, 1, 2, 3, 4, \.\.\. \(9 in all\)\."):
+    with pytest.raises(InputError, match=r"in volume\(s\) 0, 1, 2, 3, 4, \.\.\. \(9 in all\) \(the first is 0\)"):
         Acquisition(np.full((1, 1, 1, 9), np.nan, np.float32), AFFINE, gtab)
