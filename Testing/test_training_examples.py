@@ -21,7 +21,7 @@ from DiffusionFMLib.simulation import tissue
 from DiffusionFMLib.simulation.anatomy import Fibres
 from DiffusionFMLib.training.anatomies import DIRECTIONS, FIELDS, WEIGHTS, Anatomy, cached, random_phantom
 from DiffusionFMLib.training.examples import ExampleMaker, correlated_noise, noise_free_fit, turned
-from DiffusionFMLib.training.protocols import BVAL_RANGE, DIRECTION_RANGE, SNR_RANGE, Protocol
+from DiffusionFMLib.training.protocols import BVAL_RANGE, FAMILIES, SNR_RANGE, Protocol
 from DiffusionFMLib.training.rendering import Contents, TissueProperties
 from DiffusionFMLib.training.scan_anatomies import denoised, noise_of, scan_anatomies, tissue_of
 
@@ -119,12 +119,13 @@ def test_turning_an_anatomy_turns_its_signals() -> None:
 
 def test_protocols_are_random_but_sound() -> None:
     rng = np.random.default_rng(0)
-    drawn = [Protocol.draw(rng) for _ in range(300)]
+    fewest, most = FAMILIES["dti"].directions
+    drawn = [Protocol.draw(FAMILIES["dti"], rng) for _ in range(300)]
     for protocol in drawn:
         gtab = GradientTable(protocol.bvals, protocol.bvecs)
         assert gtab.b0_mask.any()
         assert not gtab.trace_mask.any()
-        assert DIRECTION_RANGE[0] <= (~gtab.b0_mask).sum() <= DIRECTION_RANGE[1]
+        assert fewest <= (~gtab.b0_mask).sum() <= most
         assert BVAL_RANGE[0] <= gtab.bvals[~gtab.b0_mask].min()
         assert gtab.bvals.max() <= BVAL_RANGE[1]
         assert SNR_RANGE[0] <= 1 / protocol.sigma <= SNR_RANGE[1]
@@ -158,7 +159,7 @@ def test_truth_of_a_tensor_is_that_tensor() -> None:
 
 
 def test_the_same_seed_gives_the_same_example(phantom: Anatomy) -> None:
-    maker = ExampleMaker([[phantom]], DTI(), COORDINATES, 12, 0.5, CPU)
+    maker = ExampleMaker([[phantom]], DTI(), COORDINATES, 12, 0, 0.5, CPU)
     one, same, other = (maker.draw(np.random.default_rng(seed)) for seed in (1, 1, 2))
     torch.testing.assert_close(one.features, same.features)
     torch.testing.assert_close(one.truth, same.truth)
@@ -166,7 +167,7 @@ def test_the_same_seed_gives_the_same_example(phantom: Anatomy) -> None:
 
 
 def test_the_ridge_estimate_finds_the_truth_of_a_good_scan(phantom: Anatomy) -> None:
-    maker = ExampleMaker([[phantom]], DTI(), COORDINATES, 12, 0.0, CPU)
+    maker = ExampleMaker([[phantom]], DTI(), COORDINATES, 12, 0, 0.0, CPU)
     fields = torch.from_numpy(phantom.fields[:, 20:32, 20:32, 20:32].astype(np.float32))
     errors = []
     for sigma in (0.1, 0.01):

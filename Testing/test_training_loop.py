@@ -45,7 +45,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def examples() -> list[Example]:
-    maker = ExampleMaker([[random_phantom(0)]], DTI(), COORDINATES, 16, 0.5, CPU)
+    maker = ExampleMaker([[random_phantom(0)]], DTI(), COORDINATES, 16, 2, 0.5, CPU)
     rng = np.random.default_rng(1)
     return [maker.draw(rng) for _ in range(4)]
 

@@ -12,7 +12,14 @@ from torch import Tensor
 
 from DiffusionFMLib.errors import SettingsError
 from DiffusionFMLib.gradients import GradientTable
-from DiffusionFMLib.physics import DTI, LogLinearModel
+from DiffusionFMLib.physics import DKI, DTI, LogLinearModel, SignalModel
+from DiffusionFMLib.physics.tensor_arrays import (
+    QUARTIC,
+    QUARTIC_COUNTS,
+    quadratic_form,
+    quartic_form,
+    spread_directions,
+)
 
 TYPICAL_MD: Final = 0.95
 MD_SD: Final = 0.6
@@ -23,6 +30,14 @@ DEVIATION_SD: Final = 0.3
 
 LOG_S0_SD: Final = 1.0
 """Standard deviation of ln S0 in a scan whose typical S0 is 1."""
+
+TYPICAL_KURTOSIS: Final = 0.8
+KURTOSIS_SD: Final = (0.8, 0.08, 0.03)
+"""Mean of V = MD^2 W over all directions in a typical voxel, and root mean square along a direction, over a head, of its
+harmonics of order 0, 2 and 4, each divided by the square root of their number; um4/ms2."""
+
+HARMONIC_DIRECTIONS: Final = 40
+MIN_SQUARE: Final = 1e-9
 
 _ROOT2, _ROOT6 = 2**0.5, 6**0.5
 
@@ -104,20 +119,72 @@ class WhitenedDesign:
         return self.offset + self.matrix @ u
 
 
-def coordinates_of(model: LogLinearModel) -> Coordinates:
-    """Whitened coordinates of a model: for the tensor MD, five anisotropic components, and ln S0.
+def coordinates_of(model: SignalModel) -> Coordinates:
+    """Whitened coordinates of a model: MD, the tensor's anisotropy, the kurtosis tensor by harmonic order, ln S0.
 
     Raises
     ------
     SettingsError
         If there is no prior for this model.
     """
-    if not isinstance(model, DTI):
-        msg = f"There is no prior for {model.title}; expected {DTI.title}."
-        raise SettingsError(msg, "Choose that model, or another method.")
-    basis = np.zeros((7, 7))
+    if not isinstance(model, DTI | DKI):
+        msg = f"There is no prior for {model.title}; expected {DTI.title} or {DKI.title}."
+        raise SettingsError(msg, "Choose one of them, or another method.")
+    size = len(model.parameters)
+    basis, mean = np.zeros((size, size)), np.zeros(size)
+    mean[[0, 3, 5]] = TYPICAL_MD
     basis[[0, 3, 5], 0] = MD_SD
     basis[:6, 1:6] = DEVIATION_SD * np.array(DEVIATIONS).T
-    basis[6, 6] = LOG_S0_SD
-    mean = np.array([TYPICAL_MD, 0, 0, TYPICAL_MD, 0, TYPICAL_MD, 0])
+    if isinstance(model, DKI):
+        harmonics = quartic_harmonics()
+        mean[6:21] = TYPICAL_KURTOSIS * harmonics[:, 0]
+        basis[6:21, 6:21] = harmonics * np.repeat(KURTOSIS_SD, (1, 5, 9))
+    basis[-1, -1] = LOG_S0_SD
     return Coordinates(mean, basis)
+
+
+def quartic_harmonics() -> NDArray[np.float64]:
+    """Tensors of fourth order whose forms are harmonics of order 0, 2 and 4, in columns: shape (15, 15).
+
+    The form of the first is 1 in all directions; those of the others have as large a mean square.
+    """
+    g = spread_directions(HARMONIC_DIRECTIONS)
+    form = quartic_form(g)
+    even = np.column_stack([np.ones(len(g)), quadratic_form(g) @ np.array(DEVIATIONS).T])
+    columns: list[NDArray[np.float64]] = []
+    # monomials fill up what order 0 and 2 leave; the mean over all directions is the product that rotations keep
+    product = _sphere_means()
+    for tensor in np.concatenate([np.linalg.lstsq(form, even)[0].T, np.eye(15)]):
+        rest = tensor - sum((column * (column @ product @ tensor) for column in columns), np.zeros(15))
+        square = rest @ product @ rest
+        if square > MIN_SQUARE:
+            columns.append(rest / np.sqrt(square))
+    return np.column_stack(columns)
+
+
+def _sphere_means() -> NDArray[np.float64]:
+    """Means over the sphere of products of two quartic forms' columns, shape (15, 15)."""
+    powers = np.array([[name.count(axis) for axis in "xyz"] for name in QUARTIC])
+    both = powers[:, None] + powers
+    # of x^a y^b z^c with a + b + c = 8: double factorials of a - 1, b - 1, c - 1 over 3 * 5 * 7 * 9, zero when odd
+    odd_product = np.array([1, 0, 1, 0, 3, 0, 15, 0, 105])
+    counts = np.array(QUARTIC_COUNTS)
+    return odd_product[both].prod(-1) / 945 * counts[:, None] * counts
+
+
+def turning(model: LogLinearModel, rotation: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What parameters become when axes are turned, shape (P, P): ``turning(model, rotation) @ theta``.
+
+    Parameters
+    ----------
+    model : LogLinearModel
+    rotation : array, shape (3, 3)
+        Takes vectors from the axes that theta is in to others; it may mirror them too.
+    """
+    g = spread_directions(HARMONIC_DIRECTIONS)
+    bvals = np.repeat([0.0, 1000.0, 2000.0], len(g))
+    before, after = (
+        model.design(GradientTable(bvals, np.tile(vectors, (3, 1)) * (bvals > 0)[:, None]))
+        for vectors in (g, g @ rotation.T)
+    )
+    return np.linalg.lstsq(after, before)[0]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Final
 
@@ -57,7 +58,7 @@ class Information:
     def __len__(self) -> int:
         return self.vector.shape[1]
 
-    def part(self, voxels: slice) -> Information:
+    def part(self, voxels: slice | Tensor) -> Information:
         """That of some of the voxels."""
         return Information(self.precision[:, voxels], self.vector[:, voxels])
 
@@ -109,6 +110,14 @@ class Measurements:
         self._design = design
         self._log_sigma = sigma.log()
         self._log_signal = (signal / sigma).clamp_min(MIN_SIGNAL).log()
+
+    def part(self, voxels: Tensor) -> Measurements:
+        """Those of some of the voxels."""
+        result = copy(self)
+        result._log_signal = self._log_signal[:, voxels]
+        if self._log_sigma.ndim:
+            result._log_sigma = self._log_sigma[voxels]
+        return result
 
     def around(self, u: Tensor) -> Information:
         """Information with weights from the signal that coordinates u, shape (P, V), predict."""

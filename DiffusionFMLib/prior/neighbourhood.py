@@ -41,8 +41,8 @@ class Neighbourhood:
 
     Parameters
     ----------
-    own : Tensor, shape (P (P + 1) / 2 + P, X, Y, Z)
-        Each voxel's own.
+    own : Tensor, shape (P (P + 1) / 2 + P, X + 2, Y + 2, Z + 2)
+        Each voxel's own, with those around the volume.
     wide : Tensor, shape (P (P + 1) / 2 + P, X, Y, Z)
         Averaged over the wide neighbourhood.
     near : Tensor, shape (P (P + 1) / 2 + P, X, Y, Z)
@@ -58,7 +58,14 @@ class Neighbourhood:
         """That of all V voxels of a volume; mask, shape (V,), is where there are data."""
         own = (torch.cat([information.precision, information.vector]) * mask).reshape(-1, *shape)
         near = _filtered(own, PASSES[0])
-        return cls(own, near, _filtered(near, PASSES[1] - PASSES[0]))
+        return cls(functional.pad(own, (1,) * 6), near, _filtered(near, PASSES[1] - PASSES[0]))
+
+    def inner(self, margin: int) -> Neighbourhood:
+        """That of the volume without so many voxels at each face, whose neighbours are still there."""
+        if not margin:
+            return self
+        cut = (slice(None), *[slice(margin, -margin)] * 3)
+        return Neighbourhood(self.own[cut], self.near[cut], self.wide[cut])
 
     def estimates(self) -> Tensor:
         """Ridge estimates from the near and from the wide neighbourhood, shape (2 P, V)."""
@@ -91,15 +98,15 @@ class _WeighedSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor]:
         own, wide = ctx.saved_tensors
-        by_weight = [(gradient * part).sum(0) for part in _shifted(own)]
-        return None, None, torch.stack([*by_weight, (gradient * wide).sum(0)])
+        product = torch.empty_like(gradient)
+        by_weight = [torch.mul(gradient, part, out=product).sum(0) for part in (*_shifted(own), wide)]
+        return None, None, torch.stack(by_weight)
 
 
-def _shifted(volume: Tensor) -> list[Tensor]:
-    """Views of a volume, shape (C, X, Y, Z), moved by each of `SHIFTS`; zero beyond its edge."""
-    padded = functional.pad(volume, (1,) * 6)
-    nx, ny, nz = volume.shape[1:]
-    return [padded[:, 1 + i : 1 + i + nx, 1 + j : 1 + j + ny, 1 + k : 1 + k + nz] for i, j, k in SHIFTS]
+def _shifted(own: Tensor) -> list[Tensor]:
+    """Views of a volume, shape (C, X + 2, Y + 2, Z + 2), without its border, moved by each of `SHIFTS`."""
+    nx, ny, nz = (n - 2 for n in own.shape[1:])
+    return [own[:, 1 + i : 1 + i + nx, 1 + j : 1 + j + ny, 1 + k : 1 + k + nz] for i, j, k in SHIFTS]
 
 
 def _ridge(sums: Tensor) -> Tensor:
@@ -135,4 +142,4 @@ def network_input(front: FrontEnd, neighbourhood: Neighbourhood, mask: Tensor) -
         Where there are data.
     """
     features = torch.cat([front.mean, neighbourhood.estimates(), front.spread()])
-    return (features * mask).reshape(-1, *neighbourhood.own.shape[1:])
+    return (features * mask).reshape(-1, *neighbourhood.near.shape[1:])

@@ -16,7 +16,7 @@ from torch.nn import functional
 from DiffusionFMLib.fitting.cholesky import diagonal_entries, packed_pairs
 from DiffusionFMLib.prior.information import Information
 from DiffusionFMLib.prior.neighbourhood import START_WEIGHTS, Neighbourhood
-from DiffusionFMLib.prior.systems import entry, multiply
+from DiffusionFMLib.prior.systems import gram, multiply
 
 CONDITIONS: Final = 7
 """Numbers that describe a scan: log voxel edges over 2 mm, noise correlation along each axis, log noise level."""
@@ -109,8 +109,11 @@ class PriorNetwork(nn.Module):
         nn.init.zeros_(self.linear.bias)  # type: ignore[arg-type]
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
-        diagonal = diagonal_entries(p)
-        self._diagonal = [k in diagonal for k in range(self.packed)]
+        self._diagonal = diagonal_entries(p)
+        rows = torch.tensor([row for row, _ in packed_pairs(p)])
+        self.register_buffer("row", rows, persistent=False)
+        self.register_buffer("is_diagonal", torch.zeros(self.packed, dtype=torch.bool), persistent=False)
+        self.is_diagonal[self._diagonal] = True
 
     def forward(self, features: Tensor, mask: Tensor, conditions: Tensor) -> Tensor:
         """Raw output, shape (B, P + P (P + 1) / 2 + 28, X, Y, Z), for `local_prior`.
@@ -152,19 +155,10 @@ class PriorNetwork(nn.Module):
 
         The precision is D L L' D with a unit triangular L, so that it is positive definite whatever the output.
         """
-        p = self.shape.unknowns
         log_precision = (triangle[self._diagonal] + START_LOG_PRECISION).clamp(*LOG_PRECISION_RANGE)
-        scale = (0.5 * log_precision).exp().unbind()
-        # taken apart once: the derivative of each single selection would be as large as all of them
-        lower, where = triangle.unbind(), entry(p)
-        rows = []
-        for i, j in packed_pairs(p):
-            # row i times row j of L
-            total = lower[where[i, j]] if i != j else torch.ones_like(scale[0])
-            for k in range(j):
-                total = torch.addcmul(total, lower[where[i, k]], lower[where[j, k]])
-            rows.append(scale[i] * scale[j] * total)
-        return LocalPrior(mean, torch.stack(rows))
+        scale = (0.5 * log_precision).exp()
+        lower = torch.where(self.is_diagonal[:, None], 1.0, triangle)
+        return LocalPrior(mean, gram(lower * scale.index_select(0, self.row)))
 
 
 class _Block(nn.Module):

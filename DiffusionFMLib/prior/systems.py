@@ -47,17 +47,13 @@ def add_diagonal(packed: Tensor, diagonal: Tensor | float) -> Tensor:
 
 
 def multiply(packed: Tensor, vector: Tensor) -> Tensor:
-    """Symmetric matrices times vectors (P, V), shape (P, V)."""
-    # taken apart once: the derivative of each single selection would be as large as all of them
-    entries, parts = packed.unbind(), vector.unbind()
-    places = entry(len(parts))
-    rows = []
-    for i in range(len(parts)):
-        row = entries[places[i, 0]] * parts[0]
-        for j in range(1, len(parts)):
-            row = torch.addcmul(row, entries[places[i, j]], parts[j])
-        rows.append(row)
-    return torch.stack(rows)
+    """Symmetric matrices times vectors (P, V), shape (P, V); differentiable in both."""
+    return _Multiply.apply(packed, vector)
+
+
+def gram(triangle: Tensor) -> Tensor:
+    """Products L L' of packed lower triangles, packed; differentiable."""
+    return _Gram.apply(triangle)
 
 
 def solve(packed: Tensor, rhs: Tensor) -> Tensor:
@@ -71,19 +67,33 @@ def log_determinant(packed: Tensor) -> Tensor:
 
 
 def inverse(packed: Tensor) -> Tensor:
-    """Inverses of positive definite matrices, packed too; not differentiable."""
+    """Inverses of positive definite matrices, packed too; not differentiable.
+
+    From the last column to the first, each from those behind it and the decomposition L D L' (Takahashi, 1973): a
+    third of P^3 multiplications, where solving for each unit vector takes P times as many as one system.
+    """
     with torch.no_grad():
         size = size_of(packed)
-        solver, result = _solver(packed), torch.empty_like(packed)
-        start = 0
-        for column in range(size):
-            solver.matrix.copy_(packed)
-            solver.rhs.zero_()
-            solver.rhs[column] = 1
-            solution = solver.solve()
-            result[start : start + size - column] = solution[column:]
-            start += size - column
-        return result
+        solver = _solver(packed)
+        solver.matrix.copy_(packed)
+        solver.rhs.zero_()
+        solver.solve()
+        starts = diagonal_entries(size)
+        result = packed.new_empty(size, size, packed.shape[1])
+        for j in reversed(range(size)):
+            # the decomposition in place leaves the columns of L D
+            column = solver.matrix[starts[j] : starts[j] + size - j]
+            pivot = column[0].clamp_min(TINY).reciprocal()
+            lower = column[1:] * pivot
+            behind = result[j + 1 :, j]
+            behind.zero_()
+            result[j, j] = pivot
+            for k in range(j + 1, size):
+                behind.addcmul_(result[k, j + 1 :], lower[k - j - 1], value=-1)
+            result[j, j + 1 :] = behind
+            for k in range(j + 1, size):
+                result[j, j].addcmul_(lower[k - j - 1], result[k, j], value=-1)
+        return pack(result)
 
 
 def _solver(like: Tensor) -> PackedSolver:
@@ -99,6 +109,64 @@ def _solved(packed: Tensor, rhs: Tensor) -> Tensor:
     return solver.solve().clone()
 
 
+def _multiplied(packed: Tensor, vector: Tensor) -> Tensor:
+    result = torch.zeros_like(vector)
+    for j, start in enumerate(diagonal_entries(len(vector))):
+        column = packed[start : start + len(vector) - j]
+        result[j:].addcmul_(column, vector[j])
+        for k, below in enumerate(column[1:], j + 1):
+            result[j].addcmul_(below, vector[k])
+    return result
+
+
+def _outer(first: Tensor, second: Tensor) -> Tensor:
+    """Derivative of first' M second by the entries of packed symmetric matrices M, shape (P (P + 1) / 2, V)."""
+    size = len(first)
+    result = first.new_empty(size * (size + 1) // 2, first.shape[1])
+    for j, start in enumerate(diagonal_entries(size)):
+        torch.mul(first[j:], second[j], out=result[start : start + size - j])
+        result[start + 1 : start + size - j].addcmul_(second[j + 1 :], first[j])
+    return result
+
+
+class _Multiply(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, packed: Tensor, vector: Tensor) -> Tensor:
+        ctx.save_for_backward(packed, vector)
+        return _multiplied(packed, vector)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        packed, vector = ctx.saved_tensors
+        return _outer(gradient, vector), _multiplied(packed, gradient)
+
+
+class _Gram(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, triangle: Tensor) -> Tensor:
+        ctx.save_for_backward(triangle)
+        result = torch.zeros_like(triangle)
+        starts = diagonal_entries(size_of(triangle))
+        for k, start in enumerate(starts):
+            column = triangle[start : start + len(starts) - k]
+            for j in range(k, len(starts)):
+                result[starts[j] : starts[j] + len(starts) - j].addcmul_(column[j - k :], column[j - k])
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (triangle,) = ctx.saved_tensors
+        result = torch.zeros_like(triangle)
+        starts = diagonal_entries(size_of(triangle))
+        for k, start in enumerate(starts):
+            column, by_column = (t[start : start + len(starts) - k] for t in (triangle, result))
+            for j in range(k, len(starts)):
+                by_entry = gradient[starts[j] : starts[j] + len(starts) - j]
+                by_column[j - k :].addcmul_(by_entry, column[j - k])
+                by_column[j - k].add_((by_entry * column[j - k :]).sum(0))
+        return result
+
+
 class _Solve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, packed: Tensor, rhs: Tensor) -> Tensor:
@@ -110,11 +178,7 @@ class _Solve(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         packed, solution = ctx.saved_tensors
         adjoint = _solved(packed, gradient)
-        by_entry = [
-            -(adjoint[i] * solution[j] + adjoint[j] * solution[i]) if i != j else -adjoint[i] * solution[i]
-            for i, j in packed_pairs(len(solution))
-        ]
-        return torch.stack(by_entry), adjoint
+        return -_outer(adjoint, solution), adjoint
 
 
 class _LogDeterminant(torch.autograd.Function):

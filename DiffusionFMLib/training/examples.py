@@ -18,11 +18,11 @@ from DiffusionFMLib.prior.neighbourhood import Neighbourhood, network_input
 from DiffusionFMLib.prior.network import conditions
 from DiffusionFMLib.prior.systems import add_diagonal, solve
 from DiffusionFMLib.training.anatomies import DIRECTIONS, WEIGHTS, Anatomy
-from DiffusionFMLib.training.protocols import Protocol
+from DiffusionFMLib.training.protocols import FAMILIES, Protocol
 from DiffusionFMLib.training.rendering import draw_contents
 
-DENSE_DIRECTIONS: Final = 15
-"""Directions per shell that the truth is fitted to."""
+DENSE_DIRECTIONS: Final = {"dti": 15, "dki": 30}
+"""Directions per shell that the truth is fitted to, by the model's name."""
 
 MIN_WEIGHT: Final = 1e-3
 """Of a noise-free signal in that fit, relative to S0 = 1: fluid's signal is gone at high b."""
@@ -46,12 +46,10 @@ ATTEMPTS: Final = 50
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """A crop of V voxels to train on.
+    """A crop to train on, of whose voxels the V inner ones are judged: these see their neighbours, as in a whole scan.
 
     Parameters
     ----------
-    shape : tuple of int
-        Edges of the crop; their product is V.
     measurements : Measurements
     data : Information
         What they say, at the ridge estimate.
@@ -60,7 +58,11 @@ class Example:
     neighbourhood : Neighbourhood
         All that is known, the look included.
     features : Tensor, shape (C, X, Y, Z)
-        The network's input.
+        The network's input, for the whole crop.
+    brain : Tensor, shape (1, X, Y, Z)
+        1 where there are data.
+    margin : int
+        Voxels at each face that are not judged.
     ridge : Tensor, shape (P, V)
         Estimate from the voxel's own data.
     truth : Tensor, shape (P, V)
@@ -74,12 +76,13 @@ class Example:
         Weighted volumes of the protocol.
     """
 
-    shape: tuple[int, int, int]
     measurements: Measurements
     data: Information
     look: Information | None
     neighbourhood: Neighbourhood
     features: Tensor
+    brain: Tensor
+    margin: int
     ridge: Tensor
     truth: Tensor
     mask: Tensor
@@ -100,6 +103,8 @@ class ExampleMaker:
     coordinates : Coordinates
     crop : int
         Edge, voxels.
+    margin : int
+        Voxels at each face that are only there as neighbours.
     look_probability : float
         Share of examples with a noisy look at the truth.
     device : torch.device
@@ -112,18 +117,19 @@ class ExampleMaker:
         model: LogLinearModel,
         coordinates: Coordinates,
         crop: int,
+        margin: int,
         look_probability: float,
         device: torch.device,
     ) -> None:
         self.anatomies, self.model, self.coordinates = anatomies, model, coordinates
-        self.crop, self.look_probability, self.device = crop, look_probability, device
+        self.crop, self.margin, self.look_probability, self.device = crop, margin, look_probability, device
 
     def draw(self, rng: np.random.Generator) -> Example:
         """A random example."""
         group = self.anatomies[int(rng.integers(len(self.anatomies)))]
         anatomy = group[int(rng.integers(len(group)))]
         fields, voxel_sizes = _draw_crop(anatomy, self.crop, rng)
-        return self.scan(fields.to(self.device), voxel_sizes, Protocol.draw(rng), rng)
+        return self.scan(fields.to(self.device), voxel_sizes, Protocol.draw(FAMILIES[self.model.name], rng), rng)
 
     def scan(
         self, fields: Tensor, voxel_sizes: NDArray[np.float64], protocol: Protocol, rng: np.random.Generator
@@ -135,7 +141,7 @@ class ExampleMaker:
         clean = contents.signal(protocol.bvals / 1000, protocol.bvecs)
         unsteady = clean * (1 + rng.uniform(0, UNSTEADINESS) * normal(tuple(clean.shape), clean.device, rng))
         noisy = add_noise(unsteady.reshape(-1, *shape), protocol, rng).reshape(clean.shape)
-        dense_bvals, dense_bvecs, counts = protocol.dense(DENSE_DIRECTIONS)
+        dense_bvals, dense_bvecs, counts = protocol.dense(DENSE_DIRECTIONS[self.model.name])
         dense = self._design(dense_bvals, dense_bvecs)
         truth = noise_free_fit(contents.signal(dense_bvals / 1000, dense_bvecs), dense, counts)
 
@@ -147,16 +153,25 @@ class ExampleMaker:
         told = conditions(
             fields.new_tensor(voxel_sizes[None]), fields.new_tensor(known_correlation[None]), known_sigma[None]
         )[0]
-        mask = contents.fields[WEIGHTS].sum(0) > 0.5
-        neighbourhood = Neighbourhood.of(data if look is None else data + look, shape, mask)
-        features = network_input(front, neighbourhood, mask)
+        brain = contents.fields[WEIGHTS].sum(0) > 0.5
+        neighbourhood = Neighbourhood.of(data if look is None else data + look, shape, brain)
+        features = network_input(front, neighbourhood, brain)
+        inner = _inner(shape, self.margin).to(self.device)
         return Example(
-            shape, measurements, data, look, neighbourhood, features, front.mean, truth, mask, told, dense,
-            protocol.sigma, int((protocol.bvals > 0).sum()),
+            measurements.part(inner), data.part(inner), None if look is None else look.part(inner),
+            neighbourhood.inner(self.margin), features, brain.float().reshape(1, *shape), self.margin,
+            front.mean[:, inner], truth[:, inner], brain[inner], told, dense, protocol.sigma,
+            int((protocol.bvals > 0).sum()),
         )  # fmt: skip
 
     def _design(self, bvals: NDArray[np.float64], bvecs: NDArray[np.float64]) -> WhitenedDesign:
         return WhitenedDesign.of(self.model, GradientTable(bvals, bvecs), self.coordinates, self.device)
+
+
+def _inner(shape: tuple[int, int, int], margin: int) -> Tensor:
+    """Indices of the voxels of a volume that are not within a margin of its faces."""
+    places = torch.arange(shape[0] * shape[1] * shape[2]).reshape(shape)
+    return places[tuple(slice(margin, n - margin) for n in shape)].reshape(-1)
 
 
 def noise_free_fit(signal: Tensor, design: WhitenedDesign, counts: NDArray[np.float64]) -> Tensor:

@@ -80,7 +80,7 @@ def train(settings: TrainSettings, report: Report) -> Path:
         raise SettingsError(msg, "Choose another model.")
     coordinates = coordinates_of(model)
     groups = _anatomies(settings, preset, pool, report)
-    maker = ExampleMaker(groups, model, coordinates, preset.crop, LOOK_PROBABILITY, fabric.device)
+    maker = ExampleMaker(groups, model, coordinates, preset.crop, preset.margin, LOOK_PROBABILITY, fabric.device)
     torch.manual_seed(settings.seed)
     network = PriorNetwork(NetworkShape(len(coordinates), preset.channels, preset.levels, preset.blocks))
     network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]

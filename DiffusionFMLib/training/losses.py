@@ -9,13 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from DiffusionFMLib.prior.coordinates import DEVIATION_SD, MD_SD, TYPICAL_MD
+from DiffusionFMLib.prior.coordinates import DEVIATION_SD, KURTOSIS_SD, MD_SD, TYPICAL_KURTOSIS, TYPICAL_MD
 from DiffusionFMLib.prior.information import concatenate
 from DiffusionFMLib.prior.network import PriorNetwork
 from DiffusionFMLib.prior.posterior import Posterior, posterior
 from DiffusionFMLib.training.examples import Example
 
-SIGNAL_WEIGHT, LIKELIHOOD_WEIGHT, FA_WEIGHT = 4.0, 0.2, 0.5
+SIGNAL_WEIGHT, LIKELIHOOD_WEIGHT, FA_WEIGHT, KURTOSIS_WEIGHT = 4.0, 0.2, 0.5, 0.25
+
+TENSOR: Final = 7
+"""Unknowns of a model without kurtosis."""
+
+MIN_MD: Final = 0.3
+"""Kurtosis is divided by at least the square of it, um2/ms."""
 
 SMOOTHNESS: Final = 0.02
 """Errors below it are squared, larger ones absolute: in whitened coordinates."""
@@ -51,8 +57,8 @@ class Losses:
     parts : dict of str to float
         Terms before they are weighted.
     squares : dict of str to (float, float, int)
-        By noise level and tissue: summed square error of the posterior mean and of the ridge estimate, in whitened
-        coordinates of the tensor, and the number of voxels.
+        By noise level and tissue: summed square error of the posterior mean and of the ridge estimate, in all whitened
+        coordinates but ln S0, and the number of voxels.
     """
 
     total: Tensor
@@ -62,18 +68,19 @@ class Losses:
 
 def batch_input(examples: list[Example]) -> tuple[Tensor, Tensor, Tensor]:
     """Features, masks and conditions of examples of one shape, as the network takes them."""
-    shape = examples[0].shape
     layout = torch.channels_last_3d
     return (
         torch.stack([e.features for e in examples]).contiguous(memory_format=layout),
-        torch.stack([e.mask.float().reshape(1, *shape) for e in examples]).contiguous(memory_format=layout),
+        torch.stack([e.brain for e in examples]).contiguous(memory_format=layout),
         torch.stack([e.conditions for e in examples]),
     )
 
 
 def posterior_of(network: PriorNetwork, raw: Tensor, examples: list[Example]) -> Posterior:
-    """Posterior of all voxels of a batch, one example after another, from the network's raw output."""
-    raw = raw.float().contiguous()
+    """Posterior of the judged voxels of a batch, one example after another, from the network's raw output."""
+    margin = examples[0].margin
+    inner = slice(margin, -margin or None)
+    raw = raw[:, :, inner, inner, inner].float().contiguous()
     mean = torch.cat([network.mean(one, e.neighbourhood) for one, e in zip(raw, examples, strict=True)], 1)
     triangle = raw[:, len(mean) : len(mean) + network.packed].movedim(1, 0).reshape(network.packed, -1)
     prior = network.local_prior(mean, triangle).information()
@@ -85,7 +92,8 @@ def posterior_of(network: PriorNetwork, raw: Tensor, examples: list[Example]) ->
 def losses(result: Posterior, examples: list[Example], rng: np.random.Generator) -> Losses:
     """Loss of a batch's posterior.
 
-    Whitened error of the mean, likelihood of the truth, signals at the protocol's shells, and FA. The signal term
+    Whitened error of the mean, likelihood of the truth, signals at the protocol's shells, FA, and mean kurtosis where
+    the model has one. The signal term
     has b0 in it: without it S0 and MD drift together.
     """
     truth = torch.cat([e.truth for e in examples], 1)
@@ -112,6 +120,9 @@ def losses(result: Posterior, examples: list[Example], rng: np.random.Generator)
     signals = _signal_error(result.mean, truth, weight, examples, rng)
     total = parameters + SIGNAL_WEIGHT * signals + LIKELIHOOD_WEIGHT * likelihood + FA_WEIGHT * anisotropy
     parts = {"parameters": parameters, "signals": signals, "likelihood": likelihood, "fa": anisotropy}
+    if unknowns > TENSOR:
+        parts["kurtosis"] = (weight * (mean_kurtosis(result.mean) - mean_kurtosis(truth)).abs()).sum()
+        total = total + KURTOSIS_WEIGHT * parts["kurtosis"]
     ridge = torch.cat([e.ridge for e in examples], 1)
     return Losses(
         total,
@@ -125,6 +136,12 @@ def fa(u: Tensor) -> Tensor:
     md = TYPICAL_MD + MD_SD * u[0]
     deviation = DEVIATION_SD**2 * u[1:6].square().sum(0)
     return (1.5 * deviation / (3 * md.square() + deviation) + 1e-6).sqrt().clamp_max(1.2)
+
+
+def mean_kurtosis(u: Tensor) -> Tensor:
+    """Mean of the kurtosis tensor W of whitened coordinates (P, V), shape (V,)."""
+    md = (TYPICAL_MD + MD_SD * u[0]).clamp_min(MIN_MD)
+    return (TYPICAL_KURTOSIS + KURTOSIS_SD[0] * u[6]) / md.square()
 
 
 def _signal_error(
@@ -147,7 +164,7 @@ def _watched(
     mean: Tensor, ridge: Tensor, truth: Tensor, mask: Tensor, examples: list[Example]
 ) -> dict[str, tuple[float, float, int]]:
     squares: dict[str, tuple[float, float, int]] = {}
-    errors = [(estimate - truth)[:6].square().sum(0) for estimate in (mean, ridge)]
+    errors = [(estimate - truth)[:-1].square().sum(0) for estimate in (mean, ridge)]
     fluid = TYPICAL_MD + MD_SD * truth[0] > FLUID_MD
     white = fa(truth) > ANISOTROPIC
     tissues = {"wm": white & ~fluid & mask, "gm": ~white & ~fluid & mask, "fluid": fluid & mask}

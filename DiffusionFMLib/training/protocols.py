@@ -14,17 +14,39 @@ COMMON_BVALS: Final = (700.0, 1000.0, 1000.0, 1000.0, 1200.0, 1500.0, 2000.0, 25
 """What most scans have; a third of all protocols have anything in between, s/mm2."""
 
 BVAL_RANGE: Final = (500.0, 3000.0)
-DIRECTION_RANGE: Final = (3, 60)
 B0_RANGE: Final = (1, 6)
 SNR_RANGE: Final = (5.0, 40.0)
 MAX_CORRELATION: Final = 0.65
 """Interpolated and zero-filled images reach 0.6."""
 
-SHELL_NUMBERS: Final = (0.75, 0.17, 0.08)
-"""Shares of protocols with one, two and three shells."""
-
 WHITE_NOISE: Final = 0.4
 """Share of scans whose noise is uncorrelated."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Protocols that a model is trained for.
+
+    Parameters
+    ----------
+    shell_numbers : tuple of float
+        Shares of protocols with one, two and three shells.
+    directions : tuple of int
+        Fewest and most in all.
+    lowest_top : float
+        Least b-value of the highest shell, s/mm2.
+    """
+
+    shell_numbers: tuple[float, float, float]
+    directions: tuple[int, int]
+    lowest_top: float
+
+
+FAMILIES: Final = {
+    "dti": Family((0.75, 0.17, 0.08), (3, 60), 0.0),
+    "dki": Family((0.0, 0.7, 0.3), (8, 90), 1500.0),
+}
+"""By the model's name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,14 +76,15 @@ class Protocol:
         return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
     @classmethod
-    def draw(cls, rng: np.random.Generator) -> Protocol:
-        """A random one."""
-        shells = int(rng.choice(len(SHELL_NUMBERS), p=SHELL_NUMBERS)) + 1
-        total = int(np.exp(rng.uniform(np.log(DIRECTION_RANGE[0]), np.log(DIRECTION_RANGE[1] + 0.99))))
+    def draw(cls, family: Family, rng: np.random.Generator) -> Protocol:
+        """A random one of a family."""
+        shells = int(rng.choice(len(family.shell_numbers), p=family.shell_numbers)) + 1
+        fewest, most = family.directions
+        total = int(np.exp(rng.uniform(np.log(fewest), np.log(most + 0.99))))
         counts = rng.multinomial(max(total - shells, 0), np.full(shells, 1 / shells)) + 1
         n_b0 = round(float(np.exp(rng.uniform(*np.log(B0_RANGE)))))
         bvals, bvecs = [np.zeros(n_b0)], [np.zeros((n_b0, 3))]
-        for count, bval in zip(counts, _draw_bvals(shells, rng), strict=True):
+        for count, bval in zip(counts, _draw_bvals(shells, family.lowest_top, rng), strict=True):
             bvals.append(np.full(count, bval))
             bvecs.append(draw_directions(int(count), rng))
         correlation = np.zeros(3)
@@ -94,14 +117,14 @@ class Protocol:
         return np.concatenate(bvals), np.concatenate(bvecs), np.concatenate(counts)
 
 
-def _draw_bvals(count: int, rng: np.random.Generator) -> NDArray[np.float64]:
+def _draw_bvals(count: int, lowest_top: float, rng: np.random.Generator) -> NDArray[np.float64]:
     while True:
         if rng.random() < 1 / 3:
             bvals = rng.uniform(*BVAL_RANGE, count)
         else:
             bvals = rng.choice(COMMON_BVALS, count)
         bvals = np.sort(np.round(bvals, -1))
-        if (np.diff(bvals) > 250).all():
+        if bvals[-1] >= lowest_top and (np.diff(bvals) > 250).all():
             return bvals
 
 

@@ -16,8 +16,8 @@ class Preset:
     ----------
     channels, levels, blocks : int
         See `NetworkShape`.
-    crop : int
-        Edge of the crops, voxels.
+    crop, margin : int
+        Edge of the crops, voxels, and how many at each face are only there as neighbours.
     batch : int
         Crops per step and process.
     steps : int
@@ -32,6 +32,7 @@ class Preset:
     levels: int
     blocks: int
     crop: int
+    margin: int
     batch: int
     steps: int
     learning_rate: float
@@ -41,10 +42,10 @@ class Preset:
 
 
 PRESETS: Final = {
-    "tiny": Preset(16, 1, 1, 16, 2, 20, 1e-3, 0, 2, "32-true"),
-    "small": Preset(16, 2, 1, 24, 4, 10_000, 1e-3, 24, 24, "32-true"),
-    "base": Preset(48, 2, 2, 32, 16, 20_000, 1e-3, 100, 100, "bf16-mixed"),
-    "large": Preset(64, 3, 2, 32, 32, 100_000, 1e-3, 200, 200, "bf16-mixed"),
+    "tiny": Preset(16, 1, 1, 16, 2, 2, 20, 1e-3, 0, 2, "32-true"),
+    "small": Preset(16, 2, 1, 20, 2, 4, 10_000, 1e-3, 24, 24, "32-true"),
+    "base": Preset(48, 2, 2, 32, 4, 16, 20_000, 1e-3, 100, 100, "bf16-mixed"),
+    "large": Preset(64, 3, 2, 32, 4, 32, 100_000, 1e-3, 200, 200, "bf16-mixed"),
 }
 """tiny is for tests; small trains on a CPU in about 2 h, base on one GPU in about half an hour."""
 
@@ -55,7 +56,7 @@ class TrainSettings(Settings):
 
     out: str = option("", "Folder of checkpoint, log and weights; a run that is there is taken up again.", path=True)
     preset: str = option("small", "Size of the run.", choices=tuple(PRESETS))
-    model: str = option("dti", "Signal model.", choices=("dti",))
+    model: str = option("dti", "Signal model.", choices=("dti", "dki"))
     anatomies: str = option("", "Folder that anatomies are kept in; below the run's own when not given.", path=True)
     scans: str = option(
         "",
