@@ -239,4 +239,4 @@ def test_broken_voxels_stay_finite() -> None:
 
 def test_models_without_a_prior_are_refused() -> None:
     with pytest.raises(SettingsError, match="no prior for"):
-        coordinates_of(MODELS["dki"])
+        coordinates_of(MODELS["noddi"])

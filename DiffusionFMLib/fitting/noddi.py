@@ -42,8 +42,8 @@ from DiffusionFMLib.fitting.noddi_search import (
     UNKNOWNS,
     Prior,
     Search,
-    across,
     linearised,
+    unknowns_to_theta,
 )
 from DiffusionFMLib.fitting.noddi_signal import FLOOR, Protocol, signal_parts, with_floor
 from DiffusionFMLib.gradients import GradientTable
@@ -175,12 +175,7 @@ class NoddiEstimator(Estimator):
         columns = torch.stack(jacobian, -1).movedim(1, 0)
         information = columns.mT @ columns
         information[:, range(3), range(3)] += Prior.at(theta[3:6], self.sigma).curvature.T
-        # NDI, ODI, FWF, S0 and two turns as the parameters of the model
-        e1, e2 = across(mu)
-        to_theta = theta.new_zeros(theta.shape[1], len(theta), UNKNOWNS)
-        to_theta[:, range(3, 6), range(3)] = 1
-        to_theta[:, 6, 3] = 1 / s0
-        to_theta[:, :3, 4], to_theta[:, :3, 5] = e1.T, e2.T
+        to_theta = unknowns_to_theta(theta)
         left, expected = self.scatter(theta)
         freedom = torch.full_like(s0, float(len(self.signal) - UNKNOWNS))
         covariance = to_theta @ covariance_of(information) @ to_theta.mT

@@ -225,3 +225,13 @@ def across(mu: Tensor) -> tuple[Tensor, Tensor]:
     a = -1 / (sign + z)
     b = x * y * a
     return torch.stack([1 + sign * x * x * a, sign * b, -sign * x]), torch.stack([b, sign + y * y * a, -y])
+
+
+def unknowns_to_theta(theta: Tensor) -> Tensor:
+    """Derivatives of NODDI's parameters (7, V) by the `UNKNOWNS`: NDI, ODI, FWF, S0 and two turns, shape (V, 7, 6)."""
+    e1, e2 = across(theta[:3] / theta[:3].norm(dim=0).clamp_min(1e-12))
+    result = theta.new_zeros(theta.shape[1], len(theta), UNKNOWNS)
+    result[:, range(3, 6), range(3)] = 1
+    result[:, 6, 3] = (-theta[6]).exp()
+    result[:, :3, 4], result[:, :3, 5] = e1.T, e2.T
+    return result

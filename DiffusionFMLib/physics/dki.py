@@ -83,14 +83,15 @@ class DKI(LogLinearModel):
         *SCALAR_MAPS,
         *OTHER_MAPS,
     )
-    methods: ClassVar = ("wls", "ols", "constrained")
+    methods: ClassVar = ("wls", "ols", "constrained", "prior")
+    prior_directions = 6
 
     def unsupported(self, gtab: GradientTable) -> str | None:
         """See `SignalModel`."""
         if problem := weighting_problem(gtab):
             return problem
-        if len(gtab.shells) < 2:
-            return f"Kurtosis needs two shells, for instance b = 1000 and 2000; this scan has one ({gtab.summary()})."
+        if problem := self.too_few_shells(gtab):
+            return problem
         count = gtab.n_directions
         if count < DIRECTIONS:
             return f"Kurtosis needs {DIRECTIONS} distinct directions; this scan has {count} ({gtab.summary()})."
@@ -103,6 +104,12 @@ class DKI(LogLinearModel):
                 f"Kurtosis, tensor and S0 are {len(self.parameters)} unknowns; this scan's b-values and directions "
                 f"determine only {rank} ({gtab.summary()})."
             )
+        return None
+
+    def too_few_shells(self, gtab: GradientTable) -> str | None:
+        """See `SignalModel`."""
+        if len(gtab.shells) < 2:
+            return f"Kurtosis needs two shells, for instance b = 1000 and 2000; this scan has one ({gtab.summary()})."
         return None
 
     def doubtful(self, gtab: GradientTable) -> str | None:

@@ -11,8 +11,8 @@ from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.maps import MapSpec, with_fit_maps, with_prior_maps
 from DiffusionFMLib.physics.model import SignalModel, few_directions, weighting_problem
 
-CONVENTIONAL = "wls"
-"""What stands beside maps that owe something to other voxels."""
+RESTS_ON = {"noddi": "dki"}
+"""Models that are fitted to what the prior makes of another one's parameters."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class PriorMethod(Method):
             return problem
         if not gtab.b0_mask.any():
             return f"The generative prior needs a b0 volume; this scan has none ({gtab.summary()})."
-        return few_directions("generative prior", gtab)
+        return few_directions("generative prior", gtab, model.prior_directions) or model.too_few_shells(gtab)
 
     def map_specs(self, model: SignalModel, standard_errors: bool) -> tuple[MapSpec, ...]:
         """See `Method`; standard errors are those of the conventional fit."""
@@ -67,4 +67,4 @@ class PriorMethod(Method):
 
     def beside(self, model: SignalModel, gtab: GradientTable) -> str | None:
         """See `Method`."""
-        return CONVENTIONAL if model.unsupported(gtab) is None else None
+        return model.methods[0] if model.unsupported(gtab) is None else None

@@ -67,10 +67,16 @@ class SignalModel(ABC):
     """Maps that `maps` returns, in the order they are shown."""
     methods: ClassVar[tuple[str, ...]]
     """Names of the methods that can fit it, best default first; see `methods.Method`."""
+    prior_directions: ClassVar[int] = 3
+    """Fewest directions that the generative prior is trusted with."""
 
     @abstractmethod
     def unsupported(self, gtab: GradientTable) -> str | None:
         """Why this protocol cannot feed the model, as a sentence for the user; None when it can."""
+
+    def too_few_shells(self, gtab: GradientTable) -> str | None:
+        """Why the b-values of this protocol cannot feed the model however many directions there are; None when not."""
+        return None
 
     def doubtful(self, gtab: GradientTable) -> str | None:
         """Why maps from this protocol are to be taken with care, as a sentence for the user; None when not."""
@@ -142,7 +148,7 @@ def weighting_problem(gtab: GradientTable) -> str | None:
     return None
 
 
-def few_directions(who: str, gtab: GradientTable) -> str | None:
+def few_directions(who: str, gtab: GradientTable, fewest: int = 3) -> str | None:
     """Why directions are too few to span space, as a sentence for the user; None when they do.
 
     Parameters
@@ -150,10 +156,11 @@ def few_directions(who: str, gtab: GradientTable) -> str | None:
     who : str
         What needs them.
     gtab : GradientTable
+    fewest : int
     """
     count = gtab.n_directions
-    if count < 3:
-        return f"The {who} needs 3 directions; this scan has {count} ({gtab.summary()})."
+    if count < fewest:
+        return f"The {who} needs {fewest} directions; this scan has {count} ({gtab.summary()})."
     smallest = np.linalg.svd(gtab.bvecs[~gtab.b0_mask], compute_uv=False)[-1]
     if smallest < MIN_SPAN:
         return f"The {who} needs directions that span space; this scan's {count} lie in one plane."

@@ -64,22 +64,29 @@ class NODDI(SignalModel):
                 (0.0, 1.0), "rgb", ("x", "y", "z")),
         MapSpec("s0", "S0", "", "Signal without diffusion weighting, in the scan's units.", (0.0, 0.0)),
     )  # fmt: skip
-    methods: ClassVar = ("map", "nlls")
+    methods: ClassVar = ("map", "nlls", "prior")
+    prior_directions = 6
 
     def unsupported(self, gtab: GradientTable) -> str | None:
         """See `SignalModel`."""
         if problem := weighting_problem(gtab):
             return problem
+        if problem := self.too_few_shells(gtab):
+            return problem
+        if not gtab.b0_mask.any():
+            return f"NODDI needs a b0; this scan has none ({gtab.summary()})."
+        if gtab.n_directions < 6:
+            return f"NODDI needs 6 directions; this scan has {gtab.n_directions} ({gtab.summary()})."
+        return None
+
+    def too_few_shells(self, gtab: GradientTable) -> str | None:
+        """See `SignalModel`."""
         bvals = [shell.bval for shell in gtab.shells]
         if max(bvals) < MIN_SHELL_RATIO * min(bvals):
             return (
                 f"NODDI needs two b-values beside b0, because one cannot tell neurites from free water; this scan has "
                 f"one ({gtab.summary()})."
             )
-        if not gtab.b0_mask.any():
-            return f"NODDI needs a b0; this scan has none ({gtab.summary()})."
-        if gtab.n_directions < 6:
-            return f"NODDI needs 6 directions; this scan has {gtab.n_directions} ({gtab.summary()})."
         return None
 
     def signal(self, theta: Tensor, gtab: GradientTable) -> Tensor:

@@ -33,8 +33,8 @@ LOG_S0_SD: Final = 1.0
 
 TYPICAL_KURTOSIS: Final = 0.8
 KURTOSIS_SD: Final = (0.8, 0.08, 0.03)
-"""Mean of V = MD^2 W over all directions in a typical voxel, and root mean square along a direction, over a head, of its
-harmonics of order 0, 2 and 4, each divided by the square root of their number; um4/ms2."""
+"""Mean of V = MD^2 W over all directions in a typical voxel, and standard deviations over a head of the factors of its
+harmonics of order 0, 2 and 4; um4/ms2."""
 
 HARMONIC_DIRECTIONS: Final = 40
 MIN_SQUARE: Final = 1e-9
@@ -187,4 +187,4 @@ def turning(model: LogLinearModel, rotation: NDArray[np.float64]) -> NDArray[np.
         model.design(GradientTable(bvals, np.tile(vectors, (3, 1)) * (bvals > 0)[:, None]))
         for vectors in (g, g @ rotation.T)
     )
-    return np.linalg.lstsq(after, before)[0]
+    return np.asarray(np.linalg.lstsq(after, before)[0], np.float64)

@@ -15,9 +15,8 @@ from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.errors import ProtocolError
 from DiffusionFMLib.events import Report
 from DiffusionFMLib.gradients import image_rotation
-from DiffusionFMLib.physics.tensor_arrays import AS_MATRIX
 from DiffusionFMLib.preprocessing.noise import NoiseEstimate
-from DiffusionFMLib.prior.coordinates import WhitenedDesign
+from DiffusionFMLib.prior.coordinates import WhitenedDesign, turning
 from DiffusionFMLib.prior.disagreement import distance
 from DiffusionFMLib.prior.information import FrontEnd, Information, Measurements, front_end
 from DiffusionFMLib.prior.neighbourhood import Neighbourhood
@@ -100,6 +99,7 @@ class ScanPosterior:
         gtab = acquisition.gtab.rotated(self._axes.T)
         self._design = WhitenedDesign.of(trained.model, gtab, trained.coordinates, self.device)
         self._signal = acquisition.signal[mask]
+        self._to_ras = turning(trained.model, self._axes)
         self._scale = float(np.median(self._signal[:, gtab.b0_mask].mean(axis=1))) / TYPICAL_S0
         self._sigma = np.maximum(noise.sigma_map[mask], 0.1 * noise.sigma) / self._scale
         self._told = conditions(
@@ -142,15 +142,13 @@ class ScanPosterior:
 
     def in_ras(self, u: Tensor) -> NDArray[np.float32]:
         """Parameters theta of coordinates u, shape (P, V), in scanner RAS, S0 in the scan's unit."""
-        theta = self.trained.coordinates.theta(u.double()).cpu().numpy()
-        tensor = np.einsum("ij,jkv,lk->ilv", self._axes, theta[np.array(AS_MATRIX)], self._axes)
-        return np.concatenate([tensor[np.triu_indices(3)], theta[6:] + np.log(self._scale)]).astype(np.float32)
+        theta = self._to_ras @ self.trained.coordinates.theta(u.double()).cpu().numpy()
+        theta[-1] += np.log(self._scale)
+        return theta.astype(np.float32)
 
     def slope(self) -> NDArray[np.float64]:
         """Derivatives of theta, in scanner RAS, by the whitened coordinates, shape (P, P)."""
-        basis = self.trained.coordinates.basis
-        tensor = np.einsum("ij,jkp,lk->ilp", self._axes, basis[np.array(AS_MATRIX)], self._axes)
-        return np.concatenate([tensor[np.triu_indices(3)], basis[6:]])
+        return self._to_ras @ self.trained.coordinates.basis
 
     def measured(self, voxels: slice) -> Measurements:
         """Measurements of some of the voxels."""

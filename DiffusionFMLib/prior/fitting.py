@@ -17,11 +17,12 @@ from DiffusionFMLib.fitting.device import choose_device, one_thread_per_operatio
 from DiffusionFMLib.fitting.estimate import DEFAULTS, Fit, Output, provenance_of, usable_voxels
 from DiffusionFMLib.fitting.uncertainty import spread_to_maps
 from DiffusionFMLib.maps import DATA_FRACTION, DISAGREEMENT, RESIDUAL, STATUS, FitStatus, standard_deviation
-from DiffusionFMLib.physics import METHODS, SignalModel
+from DiffusionFMLib.physics import METHODS, NODDI, SignalModel
 from DiffusionFMLib.preprocessing.noise import NoiseEstimate, estimate_noise, noise_between_neighbours
 from DiffusionFMLib.prior.disagreement import in_sigma
 from DiffusionFMLib.prior.estimate import PriorEstimate, estimate
-from DiffusionFMLib.prior.weights import TrainedPrior, digest_of, load_weights, weights_file
+from DiffusionFMLib.prior.neurites import noddi_covariance, noddi_of
+from DiffusionFMLib.prior.weights import TrainedPrior, carrier, digest_of, load_weights, weights_file
 from DiffusionFMLib.settings import FitSettings
 
 CHUNK: Final = 1 << 15
@@ -72,8 +73,9 @@ def fit(
     device = choose_device(settings.device)
     path = weights_file(settings.weights, model)
     trained = load_weights(path, device)
-    if trained.model.name != model.name:
-        msg = f"{path} was trained for {trained.model.title}; expected {model.title}."
+    expected = carrier(model)
+    if trained.model.name != expected.name:
+        msg = f"{path} was trained for {trained.model.title}; expected {expected.title}."
         raise InputError(msg, "Choose weights of that model.")
     noise = _noise_of(acquisition, usable, report)
     output = Output(model, METHODS[settings.method].map_specs(model, False), mask, _places(mask))
@@ -139,15 +141,18 @@ def _write(
     """Make maps of a posterior; voxels of the mask that have no usable signal are zero."""
     model, mask, gtab = output.model, output.mask, acquisition.gtab
     slope = torch.from_numpy(result.slope)
+    parameters = noddi_of(result.theta, gtab, report) if isinstance(model, NODDI) else result.theta
     signal = acquisition.signal[mask]
     found = np.cumsum(usable[mask]) - 1
     for start in range(0, len(signal), CHUNK):
         report.progress(start, len(signal), MAPS)
         here = usable[mask][start : start + CHUNK]
         inside, known = torch.from_numpy(here), found[start : start + CHUNK][here]
-        theta = torch.from_numpy(result.theta[:, known])
-        covariance = torch.from_numpy(result.covariance[..., known]).permute(2, 0, 1).double()
-        sd = spread_to_maps(model, theta, slope @ covariance @ slope.T)
+        theta = torch.from_numpy(parameters[:, known])
+        spread = slope @ torch.from_numpy(result.covariance[..., known]).permute(2, 0, 1).double() @ slope.T
+        if isinstance(model, NODDI):
+            spread = noddi_covariance(theta, torch.from_numpy(result.theta[:, known]), spread, gtab)
+        sd = spread_to_maps(model, theta, spread)
         measured = torch.from_numpy(signal[start : start + CHUNK][here])
         left = (measured - model.signal(theta.T, gtab)) * (-theta[-1:].T).exp()
         maps = maps_in_rows(model, theta) | {

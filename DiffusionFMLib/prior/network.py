@@ -110,10 +110,7 @@ class PriorNetwork(nn.Module):
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
         self._diagonal = diagonal_entries(p)
-        rows = torch.tensor([row for row, _ in packed_pairs(p)])
-        self.register_buffer("row", rows, persistent=False)
-        self.register_buffer("is_diagonal", torch.zeros(self.packed, dtype=torch.bool), persistent=False)
-        self.is_diagonal[self._diagonal] = True
+        self._rows = [row for row, _ in packed_pairs(p)]
 
     def forward(self, features: Tensor, mask: Tensor, conditions: Tensor) -> Tensor:
         """Raw output, shape (B, P + P (P + 1) / 2 + 28, X, Y, Z), for `local_prior`.
@@ -157,8 +154,11 @@ class PriorNetwork(nn.Module):
         """
         log_precision = (triangle[self._diagonal] + START_LOG_PRECISION).clamp(*LOG_PRECISION_RANGE)
         scale = (0.5 * log_precision).exp()
-        lower = torch.where(self.is_diagonal[:, None], 1.0, triangle)
-        return LocalPrior(mean, gram(lower * scale.index_select(0, self.row)))
+        on_diagonal = triangle.new_zeros(self.packed, 1, dtype=torch.bool)
+        on_diagonal[self._diagonal] = True
+        rows = torch.tensor(self._rows, device=triangle.device)
+        # selecting by index is differentiated row by row, where a list would be scattered
+        return LocalPrior(mean, gram(torch.where(on_diagonal, 1.0, triangle) * scale.index_select(0, rows)))
 
 
 class _Block(nn.Module):

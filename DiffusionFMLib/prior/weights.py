@@ -12,6 +12,7 @@ import torch
 
 from DiffusionFMLib.errors import InputError
 from DiffusionFMLib.physics import MODELS, LogLinearModel, SignalModel
+from DiffusionFMLib.physics.methods import RESTS_ON
 from DiffusionFMLib.prior.coordinates import Coordinates, coordinates_of
 from DiffusionFMLib.prior.network import NetworkShape, PriorNetwork
 
@@ -53,6 +54,11 @@ def save_weights(path: Path, network: PriorNetwork, model: LogLinearModel, train
     temporary.replace(path)
 
 
+def carrier(model: SignalModel) -> SignalModel:
+    """The model whose prior carries another: itself where it has one of its own."""
+    return MODELS[RESTS_ON.get(model.name, model.name)]
+
+
 def weights_file(chosen: str, model: SignalModel) -> Path:
     """The file that a setting means: the one that comes with the library when it is empty.
 
@@ -61,7 +67,7 @@ def weights_file(chosen: str, model: SignalModel) -> Path:
     InputError
         If it is not there.
     """
-    path = Path(chosen) if chosen else SHIPPED / f"prior-{model.name}-small.safetensors"
+    path = Path(chosen) if chosen else SHIPPED / f"prior-{carrier(model).name}-small.safetensors"
     if not path.is_file():
         msg = f"The prior's weights {path} are not there."
         hint = "Correct the path, or leave it empty for those that come with DiffusionFM."
