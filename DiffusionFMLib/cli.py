@@ -34,6 +34,9 @@ DONE, BUG, USER, CANCELLED = 0, 1, 2, 3
 
 COMMANDS: dict[str, type[Settings]] = {**JOBS, "demo": DemoSettings, "train": TrainSettings}
 
+POSITIONAL = {"dwi": "DWI", "tracts": "TRACTS"}
+"""Settings that are named by their place, and what they are called there."""
+
 _DESCRIPTION = "Microstructure maps and tractography from brain diffusion MRI."
 
 
@@ -104,8 +107,8 @@ def _add_settings(parser: argparse.ArgumentParser, settings: type[Settings]) -> 
     types = get_type_hints(settings)
     for f in fields(settings):
         about = _about(f.default, f.metadata).replace("%", "%%")
-        if f.name == "dwi" and settings is not DemoSettings:
-            parser.add_argument("dwi", metavar="DWI", help=about)
+        if f.name in POSITIONAL and settings is not DemoSettings:
+            parser.add_argument(f.name, metavar=POSITIONAL[f.name], help=about)
             continue
         flag = "--" + f.name.replace("_", "-")
         if types[f.name] is bool:

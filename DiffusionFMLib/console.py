@@ -103,7 +103,10 @@ def show_result(job: str, result: dict[str, Any]) -> None:
     for label in ("maps", "tracts", "files"):
         if result.get(label):
             console.print(f"{label}: {', '.join(result[label])}", markup=False)
-    if "count" in result:
+    if "assigned" in result:
+        assigned, count = result["assigned"], result["count"]
+        console.print(f"{assigned} of {count} streamlines ({assigned / count:.0%}) join {result['regions']} regions")
+    elif "count" in result:
         console.print(f"{result['count']} streamlines", markup=False)
     console.print(f"in {result['out']}", markup=False)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from DiffusionFMLib.maps import ParameterMap
 
 READ, CHECK, WRITE = "Reading", "Checking the scan", "Writing"
-FIT, PRIOR, TRACK = "Fitting", "Generative prior", "Tracking"
+FIT, PRIOR, TRACK, CONNECT = "Fitting", "Generative prior", "Tracking", "Connecting regions"
 """Titles of the stages of jobs."""
 
 

@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from DiffusionFMLib.connectome_job import connectome
 from DiffusionFMLib.events import Artifact
 from DiffusionFMLib.fit_job import fit
-from DiffusionFMLib.jobfiles import CHECK, FIT, PRIOR, READ, TRACK, WRITE, read_scan, save_array, supported
+from DiffusionFMLib.jobfiles import CHECK, CONNECT, FIT, PRIOR, READ, TRACK, WRITE, read_scan, save_array, supported
 from DiffusionFMLib.physics import METHODS
 from DiffusionFMLib.reporting import JobReport
 from DiffusionFMLib.scan_jobs import convert, simulate_scan
 from DiffusionFMLib.session import Session
 from DiffusionFMLib.settings import (
+    ConnectomeSettings,
     ConvertSettings,
     FitSettings,
     ScanSettings,
@@ -43,6 +45,8 @@ def stages(job: str, settings: Settings) -> dict[str, float]:
         return {"Anatomy": 6.0, "Scanning": 6.0, WRITE: 6.0}
     if job == "convert":
         return {READ: 1.0, WRITE: 3.0}
+    if job == "connectome":
+        return {READ: 2.0, CONNECT: 2.0, WRITE: 0.5}
     costs = {READ: 1.0, CHECK: 2.0}
     if isinstance(settings, FitSettings):
         costs |= {TITLES["denoise"]: 60.0} if settings.denoise != "none" else {}
@@ -90,6 +94,8 @@ def run(
         return track(settings, report, session, arrays)
     if isinstance(settings, FitSettings):
         return fit(settings, report, session, arrays)[0]
+    if isinstance(settings, ConnectomeSettings):
+        return connectome(settings, report)
     if isinstance(settings, ConvertSettings):
         return convert(settings, report, session)
     if isinstance(settings, ScanSettings):

@@ -218,6 +218,29 @@ class TrackSettings(FitSettings):
 
 
 @dataclass(frozen=True)
+class ConnectomeSettings(Settings):
+    """How many streamlines join each two regions, as a matrix (job ``connectome``)."""
+
+    tracts: str = option("", "Streamlines that track wrote: .trx, .tck or .trk.", path=True)
+    labels: str = option(
+        "", "Regions: an image of their numbers in the scan's scanner space, in any grid; 0 is no region.", path=True
+    )
+    map: str = option(
+        "",
+        "Map to average along the streamlines; FA when not given, where their file holds it (not .tck).",
+        path=True,
+    )
+    radius: float = option(
+        4.0,
+        "How far from a streamline's end to look for a region, where it lies in none; 0 does not look.",
+        minimum=0,
+        maximum=50,
+        unit="mm",
+    )
+    out: str = option("", "Folder that the matrices go to; that of the streamlines when not given.", path=True)
+
+
+@dataclass(frozen=True)
 class ConvertSettings(ScanSettings):
     """The scan as NIfTI with bval and bvec, or as NRRD (job ``convert``)."""
 
@@ -257,6 +280,7 @@ JOBS: dict[str, type[Settings]] = {
     "info": ScanSettings,
     "fit": FitSettings,
     "track": TrackSettings,
+    "connectome": ConnectomeSettings,
     "convert": ConvertSettings,
     "simulate": SimulateSettings,
 }

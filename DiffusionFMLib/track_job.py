@@ -80,8 +80,9 @@ def _seed_entity(settings: TrackSettings) -> str:
     """Part of the file name that tells a region's streamlines from the whole brain's: ``_seed-motor2``."""
     if not settings.seed_mask:
         return ""
-    stem = Path(settings.seed_mask).name.partition(".")[0]
-    return f"_seed-{''.join(c for c in stem if c.isalnum())}{settings.seed_label or ''}"
+    from DiffusionFMLib.io import outputs
+
+    return f"_seed-{outputs.entity_value(settings.seed_mask)}{settings.seed_label or ''}"
 
 
 def _finished_tracts(path: Path, key: str, fa: ParameterMap) -> Tracts | None:

@@ -51,12 +51,16 @@ class Tracts:
     @property
     def lengths(self) -> NDArray[np.float64]:
         """Length of each streamline, shape (M,), mm."""
-        segments = np.zeros(len(self.points) + 1)
-        segments[2:] = np.linalg.norm(np.diff(self.points.astype(np.float64), axis=0), axis=1)
-        # the segment that ends at a streamline's first point joins two streamlines
-        segments[self.offsets[:-1] + 1] = 0
-        travelled = np.cumsum(segments)
-        return np.diff(travelled[self.offsets])
+        return np.add.reduceat(segment_lengths(self.points, self.offsets), self.offsets[:-1])
+
+
+def segment_lengths(points: NDArray[np.float32], offsets: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Length of the segment that ends at each point, shape (P,), mm; 0 at a streamline's first. See `Tracts`."""
+    lengths = np.zeros(len(points))
+    lengths[1:] = np.linalg.norm(np.diff(points.astype(np.float64), axis=0), axis=1)
+    # the segment that ends at a streamline's first point joins two streamlines
+    lengths[offsets[:-1]] = 0
+    return lengths
 
 
 @dataclass(frozen=True, eq=False)

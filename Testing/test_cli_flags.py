@@ -11,7 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from DiffusionFMLib import __version__
-from DiffusionFMLib.cli import BUG, CANCELLED, COMMANDS, DONE, USER, build_parser, exit_code, main, settings_of
+from DiffusionFMLib.cli import (
+    BUG,
+    CANCELLED,
+    COMMANDS,
+    DONE,
+    POSITIONAL,
+    USER,
+    build_parser,
+    exit_code,
+    main,
+    settings_of,
+)
 from DiffusionFMLib.events import Cancelled, Failed, Finished
 
 WORDS = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
@@ -43,7 +54,7 @@ def _argv(command, settings):
     argv, scan = [command], []
     for name, value in settings.to_dict().items():
         flag = name.replace("_", "-")
-        if name == "dwi" and command != "demo":
+        if name in POSITIONAL and command != "demo":
             scan = ["--", value]
         elif isinstance(value, bool):
             argv.append(f"--{flag}" if value else f"--no-{flag}")
@@ -63,9 +74,8 @@ def test_settings_survive_the_command_line_and_json(command, data):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_what_is_not_given_keeps_its_default(command):
     kind = COMMANDS[command]
-    takes_scan = command != "demo" and "dwi" in {f.name for f in fields(kind)}
-    arguments = build_parser().parse_args([command, *(["scan.nii.gz"] if takes_scan else [])])
-    assert settings_of(arguments) == (kind(dwi="scan.nii.gz") if takes_scan else kind())
+    named = {} if command == "demo" else {f.name: "a.file" for f in fields(kind) if f.name in POSITIONAL}
+    assert settings_of(build_parser().parse_args([command, *named.values()])) == kind(**named)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -27,6 +27,7 @@ from DiffusionFMLib.training.anatomies import random_phantom
 from DiffusionFMLib.training.examples import Example, ExampleMaker
 from DiffusionFMLib.training.loop import CHECKPOINT, LOG, WEIGHTS, train
 from DiffusionFMLib.training.losses import batch_input, fa, losses, posterior_of
+from DiffusionFMLib.training.plot import PLOT
 from DiffusionFMLib.training.settings import TrainSettings
 
 pytest.importorskip("lightning")
@@ -163,6 +164,8 @@ def test_the_log_tells_errors_by_noise_and_tissue(pool: Path, tmp_path: Path, mo
     for name, ratio in lines[0]["to_ridge"].items():
         assert name.split("_")[1] in {"wm", "gm", "fluid"}
         assert 0 < ratio < 5
+    pytest.importorskip("matplotlib")
+    assert (tmp_path / PLOT).read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_run_without_a_folder_is_refused() -> None:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from DiffusionFMLib.io.dicom import Series
-from DiffusionFMLib.io.reading import Image, read_acquisition, read_image, read_mask, scan_files
+from DiffusionFMLib.io.reading import (
+    Image,
+    LabelImage,
+    read_acquisition,
+    read_image,
+    read_labels,
+    read_mask,
+    scan_files,
+)
 from DiffusionFMLib.io.tracts import read_tracts, write_tracts
 from DiffusionFMLib.io.writing import write_acquisition, written_files
 
 __all__ = [
     "Image",
+    "LabelImage",
     "Series",
     "read_acquisition",
     "read_image",
+    "read_labels",
     "read_mask",
     "read_tracts",
     "scan_files",

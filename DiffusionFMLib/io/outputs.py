@@ -255,12 +255,16 @@ def _description(map: ParameterMap, data: bytes) -> dict[str, Any]:
 
 
 def sidecar_path(path: Path) -> Path:
-    """Where the sidecar of a file goes: ``fa.json`` for an image, ``tracts.tck.json`` for streamlines.
+    """Where the sidecar of a file goes: ``fa.json`` for an image or table, ``tracts.tck.json`` for streamlines.
 
     The same streamlines may lie there in several formats, each with a checksum of its own.
     """
-    image = path.name.endswith(".nii.gz")
-    return path.with_name(f"{path.name.removesuffix('.nii.gz') if image else path.name}.json")
+    return path.with_name(f"{path.name.removesuffix('.nii.gz').removesuffix('.tsv')}.json")
+
+
+def entity_value(path: str) -> str:
+    """A file's name as the value of an entity in another file's: the letters and digits before its extension."""
+    return "".join(c for c in Path(path).name.partition(".")[0] if c.isalnum())
 
 
 # --- resuming ------------------------------------------------------------------------------------------------

@@ -25,6 +25,9 @@ from DiffusionFMLib.settings import ScanSettings
 IMPOSSIBLE_BVAL: Final = 100_000.0
 """Higher b-values are in another unit, s/mm2."""
 
+LARGEST_LABEL: Final = 1 << 24
+"""Whole numbers above it are no longer told apart in float32, which images are read as."""
+
 GRID_TOLERANCE: Final = 1e-2
 """Two grids are the same when no corner voxel is further off, as a fraction of a voxel's edge."""
 
@@ -43,6 +46,25 @@ class Image:
     """
 
     data: NDArray[np.float32]
+    affine: NDArray[np.float64]
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class LabelImage:
+    """Regions of a head, in a grid of their own.
+
+    Parameters
+    ----------
+    data : array, shape (X, Y, Z), int32
+        Number of the region that each voxel belongs to; 0 is none.
+    affine : array, shape (4, 4)
+        Voxel to scanner RAS mm.
+    name : str
+        Name of its file.
+    """
+
+    data: NDArray[np.int32]
     affine: NDArray[np.float64]
     name: str
 
@@ -196,7 +218,10 @@ def read_image(path: Path, report: Report | None = None) -> Image:
     """
     file = open_image(path)
     _check_volume(file, "a 3-D image")
-    data = file.read(report or SilentReport())
+    report = report or SilentReport()
+    for code, message in file.warnings:
+        report.warning(code, message)
+    data = file.read(report)
     data = data[..., 0] if data.ndim == 4 else data
     if not np.isfinite(data.sum(dtype=np.float64)):
         msg = f"{path.name} holds values that are not finite numbers."
@@ -248,6 +273,33 @@ def read_mask(path: Path, acquisition: Acquisition, label: int = 0) -> NDArray[n
         msg = f"{path.name} {what}."
         raise InputError(msg, "Choose another label or mask.")
     return mask
+
+
+def read_labels(path: Path, report: Report | None = None) -> LabelImage:
+    """Read an image whose values are numbers of regions, in any grid.
+
+    Raises
+    ------
+    InputError
+        If it is damaged, not 3-D, without a region, or holds anything but whole numbers from 0 on.
+    """
+    image = read_image(path, report)
+    check_affine(image.affine, path.name)
+    values = image.data
+    fraction = values != np.rint(values)
+    if fraction.any():
+        msg = f"{path.name} holds {values[fraction][0]:g}; expected the numbers of regions, which are whole."
+        raise InputError(msg, "Choose a label image, not probabilities; resample it by nearest neighbour only.")
+    if values.min() < 0:
+        msg = f"{path.name} holds {values.min():g}; expected the numbers of regions, from 0 on."
+        raise InputError(msg, "Give these regions positive numbers, or set them to 0.")
+    if values.max() > LARGEST_LABEL:
+        msg = f"{path.name} holds labels up to {values.max():.0f}; expected {LARGEST_LABEL} at most."
+        raise InputError(msg, "Number the regions anew.")
+    if not values.any():
+        msg = f"{path.name} is empty: every voxel is zero."
+        raise InputError(msg, "Choose another label image.")
+    return LabelImage(values.astype(np.int32), image.affine, path.name)
 
 
 def grid_distance(one: NDArray[np.float64], other: NDArray[np.float64], shape: Sequence[int]) -> float:

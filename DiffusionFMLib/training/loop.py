@@ -20,6 +20,7 @@ from DiffusionFMLib.prior.weights import save_weights
 from DiffusionFMLib.training.anatomies import Anatomy, random_phantoms, simulated_brains
 from DiffusionFMLib.training.examples import ExampleMaker
 from DiffusionFMLib.training.losses import Losses, batch_input, losses, posterior_of
+from DiffusionFMLib.training.plot import PLOT, plot_log
 from DiffusionFMLib.training.scan_anatomies import scan_anatomies
 from DiffusionFMLib.training.settings import PRESETS, Preset, TrainSettings
 
@@ -154,11 +155,12 @@ class _Run:
         self.save()
 
     def save(self) -> None:
-        """Write the checkpoint, under a temporary name first."""
+        """Write the checkpoint, under a temporary name first, and the log's plot."""
         temporary = self.folder / f".{CHECKPOINT}.part"
         self.fabric.save(temporary, self._state())
         if self.fabric.global_rank == 0:
             temporary.replace(self.folder / CHECKPOINT)
+            plot_log(self.folder / LOG, self.folder / PLOT)
         self.fabric.barrier()
 
     def _state(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ the anisotropy.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -22,6 +23,8 @@ from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.errors import InputError, ProtocolError
 from DiffusionFMLib.events import Report
 from DiffusionFMLib.gradients import image_rotation
+from DiffusionFMLib.io.bids import BidsDataset
+from DiffusionFMLib.io.images import stem
 from DiffusionFMLib.physics import DTI
 from DiffusionFMLib.physics.tensor_arrays import AS_MATRIX
 from DiffusionFMLib.prior.coordinates import coordinates_of
@@ -53,7 +56,8 @@ def scan_anatomies(scans: Path, folder: Path, report: Report) -> Iterator[Anatom
     Parameters
     ----------
     scans : Path
-        Searched for NIfTI images with bval and bvec, through all its folders.
+        Searched through all its folders for NIfTI images with bval and bvec beside them, and for BIDS datasets; of
+        these the subjects' diffusion scans are taken.
     folder : Path
         Where anatomies are kept between runs.
     report : Report
@@ -64,34 +68,46 @@ def scan_anatomies(scans: Path, folder: Path, report: Report) -> Iterator[Anatom
     InputError
         If there are none.
     """
-    paths = [path for path in sorted(scans.rglob("*.nii.gz")) if path.with_name(f"{stem_of(path)}.bval").is_file()]
+    found = {_name(path, scans): (path, dataset) for path, dataset in sorted(_scans(scans), key=lambda scan: scan[0])}
     used = 0
-    for done, path in enumerate(paths):
-        report.progress(done, len(paths), "Scans")
-        name = "-".join(path.relative_to(scans).parts).removesuffix(".nii.gz")
+    for done, (name, (path, dataset)) in enumerate(found.items()):
+        report.progress(done, len(found), "Scans")
         try:
-            anatomy = cached(folder, f"scan-{name}", partial(_read, path, report))
+            anatomy = cached(folder, f"scan-{name}", partial(_read, path, dataset, report))
         except InputError as error:
             report.warning("scan", f"{path.name} is not trained on: {error.message}")
             continue
         used += 1
         yield anatomy
     if not used:
-        msg = f"There is no scan to train on in {scans}; expected .nii.gz files with .bval and .bvec beside them."
+        msg = f"There is no scan to train on in {scans}; expected NIfTI with .bval and .bvec beside it, or BIDS."
         raise InputError(msg, "Choose another folder.")
 
 
-def stem_of(path: Path) -> str:
-    """Name of a file without .nii.gz."""
-    return path.name.removesuffix(".nii.gz")
+def _scans(folder: Path) -> Iterator[tuple[Path, BidsDataset | None]]:
+    """Scans in a folder and those below it, with the dataset that they belong to."""
+    for parent, folders, files in os.walk(folder):
+        dataset = BidsDataset.at(Path(parent))
+        if dataset is not None:
+            yield from ((path, dataset) for path in dataset.scans())
+            # derivatives and sources would show the same heads again
+            folders.clear()
+            continue
+        paths = (Path(parent, name) for name in files if name.endswith((".nii", ".nii.gz")))
+        yield from ((path, None) for path in paths if path.with_name(f"{stem(path)}.bval").is_file())
 
 
-def _read(path: Path, report: Report) -> Anatomy:
+def _name(path: Path, scans: Path) -> str:
+    return "-".join((*path.relative_to(scans).parts[:-1], stem(path)))
+
+
+def _read(path: Path, dataset: BidsDataset | None, report: Report) -> Anatomy:
     from DiffusionFMLib.io import read_acquisition
     from DiffusionFMLib.preprocessing.masking import brain_mask
     from DiffusionFMLib.settings import ScanSettings
 
-    acquisition = read_acquisition(ScanSettings(dwi=str(path)), report)
+    bval, bvec = map(str, dataset.gradients(path)) if dataset is not None else ("", "")
+    acquisition = read_acquisition(ScanSettings(dwi=str(path), bval=bval, bvec=bvec), report)
     if problem := DTI().unsupported(acquisition.gtab):
         raise ProtocolError(problem)
     return anatomy_of(acquisition, brain_mask(acquisition), report)

@@ -60,7 +60,7 @@ class TrainSettings(Settings):
     anatomies: str = option("", "Folder that anatomies are kept in; below the run's own when not given.", path=True)
     scans: str = option(
         "",
-        "Folder of scans, NIfTI with bval and bvec, whose anatomy is trained on beside the simulated.",
+        "Scans whose anatomy is trained on beside the simulated: a BIDS dataset, or folders of NIfTI, bval and bvec.",
         path=True,
     )
     steps: int = option(0, "Steps in all; the preset's when 0.", minimum=0, maximum=10_000_000)
