@@ -61,10 +61,13 @@ class Coordinates:
     ----------
     mean : array, shape (P,)
     basis : array, shape (P, P)
+    orders : tuple of int
+        How many coordinates belong to each harmonic, one after another: rotations mix only those of one harmonic.
     """
 
     mean: NDArray[np.float64]
     basis: NDArray[np.float64]
+    orders: tuple[int, ...]
 
     def __len__(self) -> int:
         return len(self.mean)
@@ -114,6 +117,10 @@ class WhitenedDesign:
         parts = (matrix, (design @ coordinates.mean)[:, None], (matrix[:, list(rows)] * matrix[:, list(columns)]).T)
         return cls(*(torch.as_tensor(np.ascontiguousarray(part), dtype=dtype, device=device) for part in parts))
 
+    def part(self, volumes: Tensor) -> WhitenedDesign:
+        """That of some of the volumes."""
+        return WhitenedDesign(self.matrix[volumes], self.offset[volumes], self.products[:, volumes])
+
     def log_signal(self, u: Tensor) -> Tensor:
         """Log signal of coordinates u, shape (P, V): shape (N, V)."""
         return self.offset + self.matrix @ u
@@ -135,12 +142,14 @@ def coordinates_of(model: SignalModel) -> Coordinates:
     mean[[0, 3, 5]] = TYPICAL_MD
     basis[[0, 3, 5], 0] = MD_SD
     basis[:6, 1:6] = DEVIATION_SD * np.array(DEVIATIONS).T
+    orders: tuple[int, ...] = (1, 5, 1)
     if isinstance(model, DKI):
+        orders = (1, 5, 1, 5, 9, 1)
         harmonics = quartic_harmonics()
         mean[6:21] = TYPICAL_KURTOSIS * harmonics[:, 0]
-        basis[6:21, 6:21] = harmonics * np.repeat(KURTOSIS_SD, (1, 5, 9))
+        basis[6:21, 6:21] = harmonics * np.repeat(KURTOSIS_SD, orders[2:5])
     basis[-1, -1] = LOG_S0_SD
-    return Coordinates(mean, basis)
+    return Coordinates(mean, basis, orders)
 
 
 def quartic_harmonics() -> NDArray[np.float64]:

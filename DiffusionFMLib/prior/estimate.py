@@ -97,12 +97,13 @@ class ScanPosterior:
         self.mask, self.trained = mask, trained
         self._axes = image_rotation(acquisition.affine)
         gtab = acquisition.gtab.rotated(self._axes.T)
-        self._design = WhitenedDesign.of(trained.model, gtab, trained.coordinates, self.device)
+        self.weighted = np.flatnonzero(~gtab.b0_mask)
+        self.design = WhitenedDesign.of(trained.model, gtab, trained.coordinates, self.device)
         self._signal = acquisition.signal[mask]
         self._to_ras = turning(trained.model, self._axes)
         self._scale = float(np.median(self._signal[:, gtab.b0_mask].mean(axis=1))) / TYPICAL_S0
         self._sigma = np.maximum(noise.sigma_map[mask], 0.1 * noise.sigma) / self._scale
-        self._told = conditions(
+        self.told = conditions(
             torch.as_tensor(acquisition.voxel_sizes[None], dtype=torch.float32, device=self.device),
             torch.tensor([noise.correlation], dtype=torch.float32, device=self.device),
             torch.tensor([noise.sigma / self._scale], dtype=torch.float32, device=self.device),
@@ -120,18 +121,14 @@ class ScanPosterior:
             Of all V voxels; see `information.look_at`.
         report : Report
         """
-        size = len(self.trained.coordinates)
-        packed = size * (size + 1) // 2
         chunks = [slice(start, min(start + CHUNK, len(self))) for start in range(0, len(self), CHUNK)]
-        # first estimate, its spread, and the information of all that is known of a voxel
-        seen = torch.empty(size + packed + packed + size, len(self), device=self.device)
+        seen = torch.empty(rows_seen(len(self.trained.coordinates)), len(self), device=self.device)
         for chunk in chunks:
             report.check()
             part = None if look is None else look.part(chunk)
             front, data = front_end(self.measured(chunk), part)
-            known = data if part is None else data + part
-            seen[:, chunk] = torch.cat([front.mean, front.spread(), known.precision, known.vector])
-        mean, triangle = _learned(seen, self.mask, self._told, self.trained)
+            seen[:, chunk] = seen_of(front, data if part is None else data + part)
+        mean, triangle = self._learned(seen)
         for chunk in chunks:
             report.check()
             measurements, part = self.measured(chunk), None if look is None else look.part(chunk)
@@ -139,6 +136,19 @@ class ScanPosterior:
             with torch.no_grad():
                 prior = self.trained.network.local_prior(mean[:, chunk], triangle[:, chunk]).information()
                 yield chunk, front, posterior(prior if part is None else prior + part, [measurements], [data])
+
+    def _learned(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """The prior's mean, shape (P, V), and the precision's raw form, from what is seen of the voxels."""
+        network = self.trained.network
+        inside = np.argwhere(self.mask)
+        low, high = inside.min(0) - MARGIN, inside.max(0) + 1 + MARGIN
+        nx, ny, nz = (int(edge) for edge in -(-(high - low) // network.shape.multiple) * network.shape.multiple)
+        place = torch.from_numpy(np.ravel_multi_index(tuple((inside - low).T), (nx, ny, nz))).to(seen.device)
+        raw, neighbourhood = outlook(seen, place, (nx, ny, nz), self.told, self.trained)
+        if self.trained.adjustment is not None:
+            raw = self.trained.adjustment(raw)
+        with torch.no_grad():
+            return network.mean(raw, neighbourhood)[:, place], network.triangle(raw)[:, place]
 
     def in_ras(self, u: Tensor) -> NDArray[np.float32]:
         """Parameters theta of coordinates u, shape (P, V), in scanner RAS, S0 in the scan's unit."""
@@ -150,11 +160,26 @@ class ScanPosterior:
         """Derivatives of theta, in scanner RAS, by the whitened coordinates, shape (P, P)."""
         return self._to_ras @ self.trained.coordinates.basis
 
-    def measured(self, voxels: slice) -> Measurements:
-        """Measurements of some of the voxels."""
-        signal = torch.from_numpy(np.ascontiguousarray(self._signal[voxels].T / self._scale)).to(self.device)
-        sigma = torch.from_numpy(np.ascontiguousarray(self._sigma[voxels], np.float32)).to(self.device)
-        return Measurements(signal, self._design, sigma)
+    @property
+    def volumes(self) -> int:
+        """N of the protocol."""
+        return self._signal.shape[1]
+
+    def signal(self, voxels: slice | Tensor, volumes: NDArray[np.intp] | None = None) -> Tensor:
+        """Signal of some of the voxels, in some of the volumes, shape (N, V), where typical tissue has S0 = 1."""
+        rows = self._signal[voxels if isinstance(voxels, slice) else voxels.cpu().numpy()]
+        chosen = rows if volumes is None else rows[:, volumes]
+        return torch.from_numpy(np.ascontiguousarray(chosen.T / self._scale)).to(self.device)
+
+    def sigma(self, voxels: slice | Tensor) -> Tensor:
+        """Noise level of some of the voxels, in the same unit, shape (V,)."""
+        chosen = self._sigma[voxels if isinstance(voxels, slice) else voxels.cpu().numpy()]
+        return torch.from_numpy(np.ascontiguousarray(chosen, np.float32)).to(self.device)
+
+    def measured(self, voxels: slice | Tensor, volumes: NDArray[np.intp] | None = None) -> Measurements:
+        """Measurements of some of the voxels, in some of the volumes."""
+        design = self.design if volumes is None else self.design.part(torch.from_numpy(volumes))
+        return Measurements(self.signal(voxels, volumes), design, self.sigma(voxels))
 
 
 def estimate(
@@ -180,26 +205,42 @@ def estimate(
     return PriorEstimate(theta, ridge, covariance, data_fraction, far, scan.slope())
 
 
-def _learned(seen: Tensor, mask: NDArray[np.bool_], told: Tensor, trained: TrainedPrior) -> tuple[Tensor, Tensor]:
-    """The prior's mean and the precision's raw form for masked voxels, each (C, V), from what is known of each."""
+def rows_seen(size: int) -> int:
+    """Rows of `seen_of` for a model of so many unknowns."""
+    return 2 * size + size * (size + 1)
+
+
+def seen_of(front: FrontEnd, known: Information) -> Tensor:
+    """What the network sees of V voxels: first estimate, its spread, and the information of all that is known."""
+    return torch.cat([front.mean, front.spread(), known.precision, known.vector])
+
+
+def outlook(
+    seen: Tensor, place: Tensor, shape: tuple[int, int, int], told: Tensor, trained: TrainedPrior
+) -> tuple[Tensor, Neighbourhood]:
+    """The network's raw output for a box, shape (C, X, Y, Z), and what the neighbours know there.
+
+    Parameters
+    ----------
+    seen : Tensor, shape (C, V)
+        Of the voxels in it that have data; see `seen_of`.
+    place : Tensor, shape (V,)
+        Where they lie, in C order.
+    shape : tuple of int
+        Edges of the box, multiples of `NetworkShape.multiple`.
+    told : Tensor, shape (1, 7)
+        See `conditions`.
+    trained : TrainedPrior
+    """
     network, size = trained.network, len(trained.coordinates)
-    packed, multiple = network.packed, network.shape.multiple
-    inside = np.argwhere(mask)
-    low, high = inside.min(0) - MARGIN, inside.max(0) + 1 + MARGIN
-    nx, ny, nz = (int(edge) for edge in -(-(high - low) // multiple) * multiple)
-    place = torch.from_numpy(np.ravel_multi_index(tuple((inside - low).T), (nx, ny, nz))).to(seen.device)
-    volume = seen.new_zeros(len(seen), nx * ny * nz)
+    voxels = shape[0] * shape[1] * shape[2]
+    volume = seen.new_zeros(len(seen), voxels)
     volume[:, place] = seen
-    brain = seen.new_zeros(nx * ny * nz)
+    brain = seen.new_zeros(voxels)
     brain[place] = 1
-    mean, spread, precision, vector = volume.split([size, packed, packed, size])
-    neighbourhood = Neighbourhood.of(Information(precision, vector), (nx, ny, nz), brain)
-    features = torch.cat([mean, neighbourhood.estimates() * brain, spread]).reshape(1, -1, nx, ny, nz)
+    mean, spread, precision, vector = volume.split([size, network.packed, network.packed, size])
+    neighbourhood = Neighbourhood.of(Information(precision, vector), shape, brain)
+    features = torch.cat([mean, neighbourhood.estimates() * brain, spread]).reshape(1, -1, *shape)
     with torch.no_grad():
-        raw = (
-            network(features.contiguous(memory_format=torch.channels_last_3d), brain.reshape(1, 1, nx, ny, nz), told)[0]
-            .float()
-            .contiguous()
-        )
-        triangle = raw[size : size + packed].reshape(packed, -1)
-        return network.mean(raw, neighbourhood)[:, place], triangle[:, place]
+        raw = network(features.contiguous(memory_format=torch.channels_last_3d), brain.reshape(1, 1, *shape), told)[0]
+    return raw.float().contiguous(), neighbourhood

@@ -147,6 +147,11 @@ class PriorNetwork(nn.Module):
         p = self.shape.unknowns
         return neighbourhood.weighed(raw[p + self.packed :]) + raw[:p].reshape(p, -1)
 
+    def triangle(self, raw: Tensor) -> Tensor:
+        """The part of raw output, shape (C, X, Y, Z), that the prior's precision is in: shape (P (P + 1) / 2, V)."""
+        p = self.shape.unknowns
+        return raw[p : p + self.packed].reshape(self.packed, -1)
+
     def local_prior(self, mean: Tensor, triangle: Tensor) -> LocalPrior:
         """The prior of a mean, shape (P, V), and the raw output, shape (P (P + 1) / 2, V), that its precision is in.
 

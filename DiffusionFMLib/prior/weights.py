@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 
 from DiffusionFMLib.errors import InputError
 from DiffusionFMLib.physics import MODELS, LogLinearModel, SignalModel
@@ -35,12 +37,15 @@ class TrainedPrior:
     coordinates : Coordinates
     training : dict
         How it was trained; plain JSON types.
+    adjustment : callable, optional
+        What adaptation to a scan makes of the network's raw output; see `adaptation.Adjustment`.
     """
 
     network: PriorNetwork
     model: LogLinearModel
     coordinates: Coordinates
     training: dict[str, Any]
+    adjustment: Callable[[Tensor], Tensor] | None = None
 
 
 def save_weights(path: Path, network: PriorNetwork, model: LogLinearModel, training: dict[str, Any]) -> None:

@@ -1,0 +1,178 @@
+"""Zero-shot adaptation: how far the network is to be believed on this scan, learnt from the scan itself.
+
+Noise is independent between volumes, so volumes that were left out judge a posterior without bias, whatever the noise's
+correlation in space. What is adapted are a few factors of the network's output, and not its weights: those would refit
+motion and eddy currents, which other volumes share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from DiffusionFMLib.events import Report
+from DiffusionFMLib.fitting.cholesky import diagonal_entries
+from DiffusionFMLib.physics.noise import RicianNoise
+from DiffusionFMLib.prior.coordinates import MD_SD, TYPICAL_MD
+from DiffusionFMLib.prior.estimate import ScanPosterior, outlook, seen_of
+from DiffusionFMLib.prior.information import front_end
+from DiffusionFMLib.prior.neighbourhood import SHIFTS
+from DiffusionFMLib.prior.posterior import posterior
+from DiffusionFMLib.prior.weights import TrainedPrior
+
+STEPS: Final = 60
+CROPS: Final = 2
+"""Per step."""
+
+EDGE, MARGIN = 24, 4
+"""Of a crop, voxels, and how many at each face are only there as neighbours."""
+
+LEARNING_RATE: Final = 0.05
+
+LEFT_OUT: Final = 1 / 6
+"""Share of the weighted volumes, at least one, that judge each crop."""
+
+MIN_VOLUMES: Final = 5
+"""Weighted volumes; of fewer none can be spared."""
+
+FREEDOM: Final = 3.0
+"""Of Student's t distribution for what is left over: a few volumes that moved are not to decide."""
+
+TISSUE_MD: Final = 1.2
+"""Fluid pulsates, so it is not judged by, um2/ms."""
+
+LOG_RANGE: Final = (-8.0, 4.0)
+
+
+class Adjustment(nn.Module):
+    """Factors and offsets of a network's raw output.
+
+    Parameters
+    ----------
+    orders : tuple of int
+        See `Coordinates.orders`; the change of the mean has a factor for each, as rotations mix only their coordinates.
+
+    Attributes
+    ----------
+    gains : Parameter, shape (len(orders),)
+        Of what the network adds to the neighbours' estimate.
+    choice : Parameter, shape (1,)
+        Factor of its neighbours' log weights.
+    offsets : Parameter, shape (15,)
+        Added to these weights: neighbours that face each other have one, the wide neighbourhood the last.
+    log_precision : Parameter, shape (1,)
+        Added to that of the prior.
+    """
+
+    def __init__(self, orders: tuple[int, ...]) -> None:
+        super().__init__()
+        self.gains = nn.Parameter(torch.ones(len(orders)))
+        self.choice = nn.Parameter(torch.ones(1))
+        self.offsets = nn.Parameter(torch.zeros(len(SHIFTS) // 2 + 2))
+        self.log_precision = nn.Parameter(torch.zeros(1))
+        size = sum(orders)
+        self._split = (size, size * (size + 1) // 2, len(SHIFTS) + 1)
+        self._order = torch.tensor([k for k, count in enumerate(orders) for _ in range(count)])
+        last = len(SHIFTS) - 1
+        self._group = torch.tensor([*(min(k, last - k) for k in range(len(SHIFTS))), len(SHIFTS) // 2 + 1])
+        self._diagonal = torch.zeros(self._split[1], 1, 1, 1)
+        self._diagonal[diagonal_entries(size)] = 1
+
+    def forward(self, raw: Tensor) -> Tensor:
+        """The adjusted output, shape (C, X, Y, Z), of the network's; see `PriorNetwork.forward`."""
+        change, triangle, weights = raw.split(self._split)
+        return torch.cat(
+            [
+                change * self.gains[self._order, None, None, None],
+                triangle + self.log_precision * self._diagonal.to(raw.device),
+                weights * self.choice + self.offsets[self._group, None, None, None],
+            ]
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return {name: [round(float(v), 3) for v in value.detach().cpu()] for name, value in self.named_parameters()}
+
+
+def can_adapt(scan: ScanPosterior) -> bool:
+    """Whether the scan has volumes to spare."""
+    return len(scan.weighted) >= MIN_VOLUMES
+
+
+def adapt(scan: ScanPosterior, seed: int, report: Report, steps: int = STEPS) -> TrainedPrior:
+    """The prior, adjusted to a scan; the same seed gives the same.
+
+    Parameters
+    ----------
+    scan : ScanPosterior
+    seed : int
+    report : Report
+    steps : int
+    """
+    adjustment = Adjustment(scan.trained.coordinates.orders).to(scan.device)
+    optimiser = torch.optim.Adam(adjustment.parameters(), LEARNING_RATE)
+    rng = np.random.default_rng(seed)
+    places = _Places(scan.mask)
+    average = {name: torch.zeros_like(value) for name, value in adjustment.named_parameters()}
+    for step in range(steps):
+        report.progress(step, steps, "Adapting")
+        loss = torch.stack([_left_out(scan, adjustment, places, rng) for _ in range(CROPS)]).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        if step >= steps // 2:
+            for name, value in adjustment.named_parameters():
+                average[name] += value.detach() / (steps - steps // 2)
+    adjustment.load_state_dict(average)
+    return replace(scan.trained, adjustment=adjustment.requires_grad_(False))
+
+
+class _Places:
+    """Where the voxels of a mask lie, for crops."""
+
+    def __init__(self, mask: NDArray[np.bool_]) -> None:
+        self._inside = np.argwhere(mask)
+        self._number = np.full(np.array(mask.shape) + 2 * EDGE, -1, np.int64)
+        self._number[tuple((self._inside + EDGE).T)] = np.arange(len(self._inside))
+
+    def crop(self, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Numbers of the voxels in a crop around a random one, and their positions in it, flat."""
+        low = self._inside[rng.integers(len(self._inside))] + EDGE - EDGE // 2
+        numbers = self._number[tuple(slice(start, start + EDGE) for start in low)].reshape(-1)
+        place = np.flatnonzero(numbers >= 0)
+        return numbers[place], place
+
+
+def _left_out(scan: ScanPosterior, adjustment: Adjustment, places: _Places, rng: np.random.Generator) -> Tensor:
+    """How badly a crop's posterior predicts volumes that it was not given, by Student's t."""
+    trained, shape = scan.trained, (EDGE,) * 3
+    held = np.sort(rng.permutation(scan.weighted)[: max(1, round(len(scan.weighted) * LEFT_OUT))])
+    given = np.setdiff1d(np.arange(scan.volumes), held)
+    numbers, place = (torch.from_numpy(part).to(scan.device) for part in places.crop(rng))
+    measurements = scan.measured(numbers, given)
+    front, data = front_end(measurements)
+    raw, neighbourhood = outlook(seen_of(front, data), place, shape, scan.told, trained)
+
+    inner = slice(MARGIN, -MARGIN)
+    mean = trained.network.mean(adjustment(raw)[:, inner, inner, inner], neighbourhood.inner(MARGIN))
+    triangle = trained.network.triangle(adjustment(raw)[:, inner, inner, inner])
+    # voxels of the inner box that are in the mask, counted in the box and among the crop's voxels
+    number = torch.full((EDGE**3,), -1, device=scan.device)
+    number[place] = torch.arange(len(place), device=scan.device)
+    number = number.reshape(shape)[inner, inner, inner].reshape(-1)
+    md = TYPICAL_MD + MD_SD * neighbourhood.inner(MARGIN).estimates()[0]
+    judged = ((number >= 0) & (md < TISSUE_MD)).nonzero()[:, 0]
+    if not len(judged):
+        return sum((p.sum() * 0 for p in adjustment.parameters()), raw.new_zeros(()))
+    among = number[judged]
+    prior = trained.network.local_prior(mean[:, judged], triangle[:, judged]).information()
+    result = posterior(prior, [measurements.part(among)], [data.part(among)])
+    predicted = scan.design.part(torch.from_numpy(held)).log_signal(result.mean).clamp(*LOG_RANGE).exp()
+    measured, sigma = scan.signal(numbers[among], held), scan.sigma(numbers[among])
+    left = (measured - RicianNoise().mean(predicted, sigma[None])) / sigma
+    return (left.square() / FREEDOM).log1p().mean() * FREEDOM
