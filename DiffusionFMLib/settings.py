@@ -150,6 +150,13 @@ class FitSettings(ScanSettings):
     weights: str = option(
         "", "Weights of the generative prior; those that come with it when not given.", path=True, advanced=True
     )
+    adaptation: str = option(
+        "adapt",
+        "How the generative prior is fitted to the scan: as it is; adapted by volumes left out, about twice as long; "
+        "or with samples too, for uncertainty beyond first order, which takes very long.",
+        choices=("none", "adapt", "sample"),
+        advanced=True,
+    )
     max_bval: float = option(
         0.0,
         "Leave out volumes above this b-value, for instance 1500 for the tensor; 0 takes all.",

@@ -38,7 +38,7 @@ from DiffusionFMLib.session import Session
 from DiffusionFMLib.settings import FitSettings, ScanSettings, SimulateSettings
 from DiffusionFMLib.simulation import simulate
 
-PRIOR = FitSettings(method="prior", device="cpu")
+PRIOR = FitSettings(method="prior", device="cpu", adaptation="none")
 MODEL = MODELS["dti"]
 SCALARS = ("fa", "md", "ad", "rd", "s0")
 SPECS = with_prior_maps(DTI.map_specs)
@@ -334,7 +334,7 @@ def test_cancel_ends_it(after):
 def folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A small scan, and the folder of its results by the prior."""
     scan, out = write_small_scan(tmp_path_factory.mktemp("scan")), tmp_path_factory.mktemp("out")
-    assert main(["fit", str(scan), "--method", "prior", "--device", "cpu", "--out", str(out)]) == 0
+    assert main(["fit", str(scan), "--method", "prior", "--adaptation", "none", "--out", str(out)]) == 0
     return scan, out
 
 
@@ -362,7 +362,10 @@ def test_files_are_those_declared_with_the_conventional_fit_beside(folder):
 def test_a_second_run_keeps_everything_and_a_conventional_one_its_part(folder, capsys):
     before = {path: path.stat().st_mtime_ns for path in folder[1].glob("*dwimap.nii.gz")}
     for method in ("prior", "wls"):
-        assert main(["fit", str(folder[0]), "--method", method, "--out", str(folder[1]), "--json"]) == 0
+        assert (
+            main(["fit", str(folder[0]), "--method", method, "--adaptation", "none", "--out", str(folder[1]), "--json"])
+            == 0
+        )
         result = json.loads(capsys.readouterr().out)
         assert result["reused"] == result["maps"]
     assert {path: path.stat().st_mtime_ns for path in folder[1].glob("*dwimap.nii.gz")} == before
@@ -373,7 +376,16 @@ def test_other_weights_make_other_maps(folder, tmp_path, capsys):
     with torch.no_grad():
         trained.network.linear.bias += 0.05
     save_weights(tmp_path / "own.safetensors", trained.network, trained.model, {})
-    arguments = ["fit", str(folder[0]), "--method", "prior", "--weights", str(tmp_path / "own.safetensors")]
+    arguments = [
+        "fit",
+        str(folder[0]),
+        "--method",
+        "prior",
+        "--adaptation",
+        "none",
+        "--weights",
+        str(tmp_path / "own.safetensors"),
+    ]
     before = nib.load(folder[1] / f"{entity('md', 'prior')}.nii.gz").get_fdata()
     out = tmp_path / "out"
     assert main([*arguments, "--out", str(out), "--json"]) == 0
@@ -387,14 +399,17 @@ def test_few_directions_are_for_the_prior_alone(tmp_path, capsys):
     assert main(["fit", str(scan), "--out", str(tmp_path / "wls")]) == USER
     assert "Choose the method prior." in capsys.readouterr().err
     out = tmp_path / "prior"
-    assert main(["fit", str(scan), "--method", "prior", "--standard-errors", "--out", str(out)]) == 0
+    assert (
+        main(["fit", str(scan), "--method", "prior", "--adaptation", "none", "--standard-errors", "--out", str(out)])
+        == 0
+    )
     assert "Standard errors and reweightings are the conventional fit's" in capsys.readouterr().err
     assert len(list(out.glob("*_desc-prior*.nii.gz"))) == len(SPECS)
     assert not list(out.glob("*_desc-wls*"))
 
 
 def test_tracts_follow_the_priors_directions(folder, tmp_path, capsys):
-    arguments = [str(folder[0]), "--method", "prior", "--min-length", "5", "--device", "cpu", "--json"]
+    arguments = [str(folder[0]), "--method", "prior", "--adaptation", "none", "--min-length", "5", "--json"]
     assert main(["track", *arguments, "--out", str(folder[1])]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["count"] > 0
@@ -406,7 +421,7 @@ def test_tracts_follow_the_priors_directions(folder, tmp_path, capsys):
 def test_a_voxels_curve_is_the_priors(folder):
     session = Session()
     report = JobReport("id", lambda event: None, threading.Event())
-    settings = FitSettings(dwi=str(folder[0]), method="prior", out=str(folder[1]))
+    settings = FitSettings(dwi=str(folder[0]), method="prior", adaptation="none", out=str(folder[1]))
     run("fit", settings, report, session)
     acquisition = session.read(ScanSettings(dwi=str(folder[0])), SilentReport())
     answer = session.query({"what": "voxel", "ijk": [12, 12, 6]})

@@ -19,7 +19,7 @@ from DiffusionFMLib.physics import DTI
 from DiffusionFMLib.physics.tensor_arrays import spread_directions
 from DiffusionFMLib.preprocessing.noise import NoiseEstimate
 from DiffusionFMLib.prior.coordinates import coordinates_of
-from DiffusionFMLib.prior.estimate import estimate
+from DiffusionFMLib.prior.estimate import ScanPosterior, estimate
 from DiffusionFMLib.prior.network import NetworkShape, PriorNetwork
 from DiffusionFMLib.prior.posterior import Posterior
 from DiffusionFMLib.prior.weights import TrainedPrior, load_weights, save_weights
@@ -227,12 +227,12 @@ def test_estimates_are_in_the_scanners_frame_whatever_the_grid() -> None:
     affine = np.eye(4)
     affine[:3, :3] = 2 * turn
     one, noise = scan(affine)
-    result = estimate(one, one.mask, noise, pooling_prior(), SilentReport())
+    result = estimate(ScanPosterior(one, one.mask, noise, pooling_prior()), SilentReport())
     other_affine = affine[:, [2, 0, 1, 3]] @ np.diag([-1, 1, 1, 1])
     other = Acquisition(one.signal.transpose(2, 0, 1, 3)[::-1].copy(), other_affine, one.gtab)
     other_mask = one.mask.transpose(2, 0, 1)[::-1]
     other_noise = NoiseEstimate(35.0, noise.sigma_map.transpose(2, 0, 1)[::-1], noise.correlation, 9)
-    again = estimate(other, other_mask, other_noise, pooling_prior(), SilentReport())
+    again = estimate(ScanPosterior(other, other_mask, other_noise, pooling_prior()), SilentReport())
     volume, other_volume = np.zeros((*one.mask.shape, 7)), np.zeros((*other_mask.shape, 7))
     volume[one.mask], other_volume[other_mask] = result.theta.T, again.theta.T
     np.testing.assert_allclose(other_volume, volume.transpose(2, 0, 1, 3)[::-1], atol=2e-3)
@@ -241,10 +241,10 @@ def test_estimates_are_in_the_scanners_frame_whatever_the_grid() -> None:
 
 def test_a_scans_unit_does_not_matter() -> None:
     one, noise = scan(np.diag([2.0, 2, 2, 1]))
-    result = estimate(one, one.mask, noise, pooling_prior(), SilentReport())
+    result = estimate(ScanPosterior(one, one.mask, noise, pooling_prior()), SilentReport())
     louder = Acquisition(one.signal * 40, one.affine, one.gtab)
     more = NoiseEstimate(noise.sigma * 40, noise.sigma_map * 40, noise.correlation, 9)
-    again = estimate(louder, one.mask, more, pooling_prior(), SilentReport())
+    again = estimate(ScanPosterior(louder, one.mask, more, pooling_prior()), SilentReport())
     np.testing.assert_allclose(again.theta[:6], result.theta[:6], atol=1e-3)
     np.testing.assert_allclose(again.theta[6], result.theta[6] + np.log(40), atol=1e-3)
 
@@ -256,8 +256,8 @@ def test_neighbours_help_even_without_weights() -> None:
     noisy = Acquisition(
         np.abs(clean.signal + rng.normal(0, 35, clean.signal.shape)).astype(np.float32), one.affine, one.gtab
     )
-    result = estimate(noisy, one.mask, noise, pooling_prior(), SilentReport())
-    truth = estimate(clean, one.mask, noise, pooling_prior(), SilentReport()).theta
+    result = estimate(ScanPosterior(noisy, one.mask, noise, pooling_prior()), SilentReport())
+    truth = estimate(ScanPosterior(clean, one.mask, noise, pooling_prior()), SilentReport()).theta
     inside = np.zeros(one.mask.shape, bool)
     inside[8:, 2:-2, 2:-2] = True
     at = inside[one.mask]
@@ -270,4 +270,4 @@ def test_a_scan_without_b0_is_refused() -> None:
     weighted = ~one.gtab.b0_mask
     part = Acquisition(one.signal[..., weighted], one.affine, one.gtab.subset(weighted))
     with pytest.raises(ProtocolError, match="no b0"):
-        estimate(part, one.mask, noise, pooling_prior(), SilentReport())
+        estimate(ScanPosterior(part, one.mask, noise, pooling_prior()), SilentReport())

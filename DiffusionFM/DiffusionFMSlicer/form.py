@@ -15,6 +15,7 @@ LABELS = {
     "b0_threshold": "b0 up to",
     "memory_mib": "Memory",
     "weights": "Prior's weights",
+    "adaptation": "Prior's adaptation",
     "seed": "Random seed",
     "seed_density": "Seeds per voxel",
     "seed_fa": "Start above FA",

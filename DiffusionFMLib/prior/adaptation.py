@@ -7,7 +7,6 @@ motion and eddy currents, which other volumes share.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -23,7 +22,6 @@ from DiffusionFMLib.prior.estimate import ScanPosterior, outlook, seen_of
 from DiffusionFMLib.prior.information import front_end
 from DiffusionFMLib.prior.neighbourhood import SHIFTS
 from DiffusionFMLib.prior.posterior import posterior
-from DiffusionFMLib.prior.weights import TrainedPrior
 
 STEPS: Final = 60
 CROPS: Final = 2
@@ -104,8 +102,8 @@ def can_adapt(scan: ScanPosterior) -> bool:
     return len(scan.weighted) >= MIN_VOLUMES
 
 
-def adapt(scan: ScanPosterior, seed: int, report: Report, steps: int = STEPS) -> TrainedPrior:
-    """The prior, adjusted to a scan; the same seed gives the same.
+def adapt(scan: ScanPosterior, seed: int, report: Report, steps: int = STEPS) -> Adjustment:
+    """What adjusts the prior to a scan; the same seed gives the same.
 
     Parameters
     ----------
@@ -129,7 +127,7 @@ def adapt(scan: ScanPosterior, seed: int, report: Report, steps: int = STEPS) ->
             for name, value in adjustment.named_parameters():
                 average[name] += value.detach() / (steps - steps // 2)
     adjustment.load_state_dict(average)
-    return replace(scan.trained, adjustment=adjustment.requires_grad_(False))
+    return adjustment.requires_grad_(False)
 
 
 class _Places:
@@ -158,19 +156,21 @@ def _left_out(scan: ScanPosterior, adjustment: Adjustment, places: _Places, rng:
     front, data = front_end(measurements)
     raw, neighbourhood = outlook(seen_of(front, data), place, shape, scan.told, trained)
 
-    inner = slice(MARGIN, -MARGIN)
-    mean = trained.network.mean(adjustment(raw)[:, inner, inner, inner], neighbourhood.inner(MARGIN))
-    triangle = trained.network.triangle(adjustment(raw)[:, inner, inner, inner])
-    # voxels of the inner box that are in the mask, counted in the box and among the crop's voxels
+    # of the inner voxels those that are in the mask, counted there and among the crop's voxels
+    inner = slice(MARGIN, EDGE - MARGIN)
+    neighbourhood = neighbourhood.part((inner,) * 3)
     number = torch.full((EDGE**3,), -1, device=scan.device)
     number[place] = torch.arange(len(place), device=scan.device)
     number = number.reshape(shape)[inner, inner, inner].reshape(-1)
-    md = TYPICAL_MD + MD_SD * neighbourhood.inner(MARGIN).estimates()[0]
+    md = TYPICAL_MD + MD_SD * neighbourhood.estimates()[0]
     judged = ((number >= 0) & (md < TISSUE_MD)).nonzero()[:, 0]
+    adjusted = adjustment(raw[:, inner, inner, inner])
     if not len(judged):
-        return sum((p.sum() * 0 for p in adjustment.parameters()), raw.new_zeros(()))
+        return 0 * adjusted.sum()
     among = number[judged]
-    prior = trained.network.local_prior(mean[:, judged], triangle[:, judged]).information()
+    network = trained.network
+    mean = network.mean(adjusted, neighbourhood, judged)
+    prior = network.local_prior(mean, network.triangle(adjusted, judged)).information()
     result = posterior(prior, [measurements.part(among)], [data.part(among)])
     predicted = scan.design.part(torch.from_numpy(held)).log_signal(result.mean).clamp(*LOG_RANGE).exp()
     measured, sigma = scan.signal(numbers[among], held), scan.sigma(numbers[among])

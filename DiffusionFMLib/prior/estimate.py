@@ -34,6 +34,12 @@ TYPICAL_S0: Final = 1.1
 MARGIN: Final = 8
 """Voxels around the brain's box that the network sees."""
 
+SLAB_BYTES: Final = 2 << 30
+"""Working memory of the network, about; a slab of a very large scan may take more."""
+
+OVERLAP: Final = 12
+"""Voxels that slabs overlap by at each side."""
+
 
 @dataclass(frozen=True, eq=False)
 class PriorEstimate:
@@ -138,17 +144,39 @@ class ScanPosterior:
                 yield chunk, front, posterior(prior if part is None else prior + part, [measurements], [data])
 
     def _learned(self, seen: Tensor) -> tuple[Tensor, Tensor]:
-        """The prior's mean, shape (P, V), and the precision's raw form, from what is seen of the voxels."""
-        network = self.trained.network
+        """The prior's mean, shape (P, V), and the precision's raw form, from what is seen of the voxels.
+
+        Slab by slab along the first axis, as memory affords; slabs overlap, so that none ends where another's inner
+        voxels look.
+        """
+        network, size = self.trained.network, len(self.trained.coordinates)
         inside = np.argwhere(self.mask)
         low, high = inside.min(0) - MARGIN, inside.max(0) + 1 + MARGIN
-        nx, ny, nz = (int(edge) for edge in -(-(high - low) // network.shape.multiple) * network.shape.multiple)
-        place = torch.from_numpy(np.ravel_multi_index(tuple((inside - low).T), (nx, ny, nz))).to(seen.device)
-        raw, neighbourhood = outlook(seen, place, (nx, ny, nz), self.told, self.trained)
-        if self.trained.adjustment is not None:
-            raw = self.trained.adjustment(raw)
-        with torch.no_grad():
-            return network.mean(raw, neighbourhood)[:, place], network.triangle(raw)[:, place]
+        multiple = network.shape.multiple
+        nx, ny, nz = (int(edge) for edge in -(-(high - low) // multiple) * multiple)
+        x, y, z = (inside - low).T
+        afforded = SLAB_BYTES // (seen.element_size() * 3 * len(seen) * ny * nz) - 2 * OVERLAP
+        thick = min(max(int(afforded) // multiple * multiple, multiple), nx)
+        mean, triangle = seen.new_empty(size, len(x)), seen.new_empty(network.packed, len(x))
+        for start in range(0, nx, thick):
+            first, last = max(start - OVERLAP, 0), min(start + thick + OVERLAP, nx)
+            here, inner = (np.flatnonzero((x >= a) & (x < b)) for a, b in ((first, last), (start, start + thick)))
+            if not len(inner):
+                continue
+            place, at = (
+                torch.from_numpy(np.ravel_multi_index((x[some] - first, y[some], z[some]), (last - first, ny, nz)))
+                for some in (here, inner)
+            )
+            voxels = torch.from_numpy(here)
+            raw, neighbourhood = outlook(
+                seen[:, voxels], place.to(seen.device), (last - first, ny, nz), self.told, self.trained
+            )
+            with torch.no_grad():
+                if self.trained.adjustment is not None:
+                    raw = self.trained.adjustment(raw)
+                mean[:, inner] = network.mean(raw, neighbourhood, at.to(seen.device))
+                triangle[:, inner] = network.triangle(raw, at.to(seen.device))
+        return mean, triangle
 
     def in_ras(self, u: Tensor) -> NDArray[np.float32]:
         """Parameters theta of coordinates u, shape (P, V), in scanner RAS, S0 in the scan's unit."""
@@ -182,17 +210,9 @@ class ScanPosterior:
         return Measurements(self.signal(voxels, volumes), design, self.sigma(voxels))
 
 
-def estimate(
-    acquisition: Acquisition,
-    mask: NDArray[np.bool_],
-    noise: NoiseEstimate,
-    trained: TrainedPrior,
-    report: Report,
-    device: torch.device | None = None,
-) -> PriorEstimate:
-    """Posterior of every voxel of a mask; see `ScanPosterior` for what goes in."""
-    scan = ScanPosterior(acquisition, mask, noise, trained, device)
-    size = len(trained.coordinates)
+def estimate(scan: ScanPosterior, report: Report) -> PriorEstimate:
+    """Posterior of every voxel of a scan's mask."""
+    size = len(scan.trained.coordinates)
     theta, ridge = (np.empty((size, len(scan)), np.float32) for _ in range(2))
     covariance = np.empty((size, size, len(scan)), np.float32)
     data_fraction, far = (np.empty(len(scan), np.float32) for _ in range(2))
@@ -233,14 +253,17 @@ def outlook(
     trained : TrainedPrior
     """
     network, size = trained.network, len(trained.coordinates)
-    voxels = shape[0] * shape[1] * shape[2]
-    volume = seen.new_zeros(len(seen), voxels)
-    volume[:, place] = seen
+    voxels, own = shape[0] * shape[1] * shape[2], seen[size + network.packed :]
+    volume = seen.new_zeros(len(own), voxels)
+    volume[:, place] = own
+    neighbourhood = Neighbourhood.within(volume.reshape(-1, *shape))
     brain = seen.new_zeros(voxels)
     brain[place] = 1
-    mean, spread, precision, vector = volume.split([size, network.packed, network.packed, size])
-    neighbourhood = Neighbourhood.of(Information(precision, vector), shape, brain)
-    features = torch.cat([mean, neighbourhood.estimates() * brain, spread]).reshape(1, -1, *shape)
     with torch.no_grad():
-        raw = network(features.contiguous(memory_format=torch.channels_last_3d), brain.reshape(1, 1, *shape), told)[0]
+        # channels last, as convolutions are fastest
+        features = seen.new_zeros(voxels, 3 * size + network.packed)
+        shown = torch.cat([seen[:size], neighbourhood.estimates(place), seen[size : size + network.packed]])
+        features[place] = shown.T
+        features = features.reshape(1, *shape, -1).permute(0, 4, 1, 2, 3)
+        raw = network(features, brain.reshape(1, 1, *shape), told)[0]
     return raw.float().contiguous(), neighbourhood

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -16,17 +17,23 @@ from DiffusionFMLib.fitting.contract import MAX_RESIDUAL, FitOptions, maps_in_ro
 from DiffusionFMLib.fitting.device import choose_device, one_thread_per_operation
 from DiffusionFMLib.fitting.estimate import DEFAULTS, Fit, Output, provenance_of, usable_voxels
 from DiffusionFMLib.fitting.uncertainty import spread_to_maps
+from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.maps import DATA_FRACTION, DISAGREEMENT, RESIDUAL, STATUS, FitStatus, standard_deviation
 from DiffusionFMLib.physics import METHODS, NODDI, SignalModel
 from DiffusionFMLib.preprocessing.noise import NoiseEstimate, estimate_noise, noise_between_neighbours
+from DiffusionFMLib.prior.adaptation import adapt, can_adapt
 from DiffusionFMLib.prior.disagreement import in_sigma
-from DiffusionFMLib.prior.estimate import PriorEstimate, estimate
+from DiffusionFMLib.prior.estimate import PriorEstimate, ScanPosterior, estimate
 from DiffusionFMLib.prior.neurites import noddi_covariance, noddi_of
+from DiffusionFMLib.prior.sampling import sample
 from DiffusionFMLib.prior.weights import TrainedPrior, carrier, digest_of, load_weights, weights_file
 from DiffusionFMLib.settings import FitSettings
 
 CHUNK: Final = 1 << 15
 """Voxels whose maps are made at once."""
+
+SAMPLES: Final = 8
+"""Of the posterior, when they are asked for."""
 
 MAPS: Final = "Maps"
 """The stage after the estimate."""
@@ -81,7 +88,14 @@ def fit(
     output = Output(model, METHODS[settings.method].map_specs(model, False), mask, _places(mask))
     # most of the time goes into many small operations
     with one_thread_per_operation():
-        result = _estimate(acquisition, usable, noise, trained, report, device)
+        try:
+            result, adapted = _estimate(acquisition, usable, noise, trained, model, settings, report, device)
+        except torch.cuda.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            report.warning("gpu-memory", "The GPU has too little free memory; the fit starts again on the CPU.")
+            trained.network.cpu()
+            cpu = torch.device("cpu")
+            result, adapted = _estimate(acquisition, usable, noise, trained, model, settings, report, cpu)
         _write(output, acquisition, usable, result, report)
     facts = {
         "weights": {"file": path.name, "sha256": digest_of(path), "training": trained.training},
@@ -90,6 +104,7 @@ def fit(
             "correlation": [round(part, 3) for part in noise.correlation],
             "freedom": noise.freedom,
         },
+        **adapted,
         "conventional_fit": METHODS[settings.method].beside(model, gtab),
     }
     return output.finish(acquisition, {**provenance_of(acquisition, model, settings, options), **facts})
@@ -112,22 +127,79 @@ def _noise_of(acquisition: Acquisition, mask: NDArray[np.bool_], report: Report)
     return noise
 
 
+@dataclass(frozen=True, eq=False)
+class _Result:
+    """Posterior of V voxels in a model's own parameters.
+
+    Parameters
+    ----------
+    posterior : PriorEstimate
+        Of the parameters that the prior is of.
+    theta : array, shape (P, V), float32
+        The model's.
+    sampled : dict of str to array, shape (V,)
+        Standard deviations of the scalar maps over samples; empty when none were drawn.
+    """
+
+    posterior: PriorEstimate
+    theta: NDArray[np.float32]
+    sampled: dict[str, NDArray[np.float64]]
+
+
 def _estimate(
     acquisition: Acquisition,
     mask: NDArray[np.bool_],
     noise: NoiseEstimate,
     trained: TrainedPrior,
+    model: SignalModel,
+    settings: FitSettings,
     report: Report,
     device: torch.device,
-) -> PriorEstimate:
-    """The posterior; on the CPU when the GPU's memory runs out."""
-    try:
-        return estimate(acquisition, mask, noise, trained, report, device)
-    except torch.cuda.OutOfMemoryError:
-        torch.cuda.empty_cache()
-    report.warning("gpu-memory", "The GPU has too little free memory; the fit starts again on the CPU.")
-    trained.network.cpu()
-    return estimate(acquisition, mask, noise, trained, report)
+) -> tuple[_Result, dict[str, Any]]:
+    """The posterior as the settings ask for it, and what provenance is to say of how it was adapted."""
+    scan = ScanPosterior(acquisition, mask, noise, trained, device)
+    facts: dict[str, Any] = {}
+    if settings.adaptation != "none":
+        if can_adapt(scan):
+            adjustment = adapt(scan, settings.seed, report)
+            scan.trained = replace(trained, adjustment=adjustment)
+            facts["adaptation"] = adjustment.to_dict()
+        else:
+            count = len(scan.weighted)
+            report.warning(
+                "adaptation",
+                f"{count} weighted volumes are too few to leave some out: the prior was not adapted to this scan.",
+            )
+    found = estimate(scan, report)
+    gtab = acquisition.gtab
+    sampled: dict[str, NDArray[np.float64]] = {}
+    if settings.adaptation == "sample":
+        facts["samples"] = SAMPLES
+        sampled = _sampled(scan, model, gtab, settings.seed, report)
+    return _Result(found, _own(model, found.theta, gtab, report), sampled), facts
+
+
+def _own(model: SignalModel, theta: NDArray[np.float32], gtab: GradientTable, report: Report) -> NDArray[np.float32]:
+    """A model's parameters of those that its prior is of."""
+    return noddi_of(theta, gtab, report) if isinstance(model, NODDI) else theta
+
+
+def _sampled(
+    scan: ScanPosterior, model: SignalModel, gtab: GradientTable, seed: int, report: Report
+) -> dict[str, NDArray[np.float64]]:
+    """Standard deviations of a model's scalar maps over samples of the posterior, shape (V,) each."""
+    names = [spec.name for spec in model.map_specs if not spec.components]
+    sums, squares = (np.zeros((len(names), len(scan))) for _ in range(2))
+    for k in range(SAMPLES):
+        theta = torch.from_numpy(_own(model, scan.in_ras(sample(scan, seed + k, report)), gtab, report))
+        for start in range(0, len(scan), CHUNK):
+            part = slice(start, start + CHUNK)
+            maps = maps_in_rows(model, theta[:, part])
+            values = np.stack([maps[name].numpy() for name in names])
+            sums[:, part] += values
+            squares[:, part] += values.astype(np.float64) ** 2
+    variance = (squares - sums**2 / SAMPLES).clip(0) / (SAMPLES - 1)
+    return dict(zip(names, np.sqrt(variance), strict=True))
 
 
 def _places(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
@@ -136,30 +208,31 @@ def _places(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
 
 
 def _write(
-    output: Output, acquisition: Acquisition, usable: NDArray[np.bool_], result: PriorEstimate, report: Report
+    output: Output, acquisition: Acquisition, usable: NDArray[np.bool_], result: _Result, report: Report
 ) -> None:
     """Make maps of a posterior; voxels of the mask that have no usable signal are zero."""
     model, mask, gtab = output.model, output.mask, acquisition.gtab
-    slope = torch.from_numpy(result.slope)
-    parameters = noddi_of(result.theta, gtab, report) if isinstance(model, NODDI) else result.theta
+    found = result.posterior
+    slope = torch.from_numpy(found.slope)
     signal = acquisition.signal[mask]
-    found = np.cumsum(usable[mask]) - 1
+    number = np.cumsum(usable[mask]) - 1
     for start in range(0, len(signal), CHUNK):
         report.progress(start, len(signal), MAPS)
         here = usable[mask][start : start + CHUNK]
-        inside, known = torch.from_numpy(here), found[start : start + CHUNK][here]
-        theta = torch.from_numpy(parameters[:, known])
-        spread = slope @ torch.from_numpy(result.covariance[..., known]).permute(2, 0, 1).double() @ slope.T
+        inside, known = torch.from_numpy(here), number[start : start + CHUNK][here]
+        theta = torch.from_numpy(result.theta[:, known])
+        spread = slope @ torch.from_numpy(found.covariance[..., known]).permute(2, 0, 1).double() @ slope.T
         if isinstance(model, NODDI):
-            spread = noddi_covariance(theta, torch.from_numpy(result.theta[:, known]), spread, gtab)
+            spread = noddi_covariance(theta, torch.from_numpy(found.theta[:, known]), spread, gtab)
         sd = spread_to_maps(model, theta, spread)
+        sd |= {name: torch.from_numpy(values[known]).float() for name, values in result.sampled.items()}
         measured = torch.from_numpy(signal[start : start + CHUNK][here])
         left = (measured - model.signal(theta.T, gtab)) * (-theta[-1:].T).exp()
         maps = maps_in_rows(model, theta) | {
             standard_deviation(spec).name: sd[spec.name] for spec in model.map_specs if not spec.components
         }
-        maps[DATA_FRACTION.name] = torch.from_numpy(result.data_fraction[known])
-        maps[DISAGREEMENT.name] = in_sigma(torch.from_numpy(result.distance[known]), len(gtab))
+        maps[DATA_FRACTION.name] = torch.from_numpy(found.data_fraction[known])
+        maps[DISAGREEMENT.name] = in_sigma(torch.from_numpy(found.distance[known]), len(gtab))
         maps[RESIDUAL.name] = left.square().mean(1).sqrt().clamp(max=MAX_RESIDUAL)
         maps[STATUS.name] = torch.where(model.unphysical(theta.T), FitStatus.CLIPPED, FitStatus.OK).float()
         everywhere = {name: _scattered(values, inside, 0.0) for name, values in maps.items()}

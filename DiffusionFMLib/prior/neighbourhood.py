@@ -31,6 +31,9 @@ SHIFTS: Final = tuple(product((-1, 0, 1), repeat=3))
 START_WEIGHTS: Final = (*(VOXELS[0] * 0.25 ** sum(map(abs, s)) * 0.5 ** (3 - sum(map(abs, s))) for s in SHIFTS), 1.0)
 """Weights of them, and of the wide neighbourhood as a whole, that training starts from: the near one."""
 
+CHUNK: Final = 1 << 15
+"""Voxels that are solved for at once."""
+
 LOG_WEIGHT_RANGE: Final = (-8.0, 4.0)
 """Of a weight over that which it starts from."""
 
@@ -56,32 +59,44 @@ class Neighbourhood:
     @classmethod
     def of(cls, information: Information, shape: tuple[int, int, int], mask: Tensor) -> Neighbourhood:
         """That of all V voxels of a volume; mask, shape (V,), is where there are data."""
-        own = (torch.cat([information.precision, information.vector]) * mask).reshape(-1, *shape)
+        return cls.within((torch.cat([information.precision, information.vector]) * mask).reshape(-1, *shape))
+
+    @classmethod
+    def within(cls, own: Tensor) -> Neighbourhood:
+        """That of a volume with each voxel's own, shape (P (P + 1) / 2 + P, X, Y, Z)."""
         near = _filtered(own, PASSES[0])
         return cls(functional.pad(own, (1,) * 6), near, _filtered(near, PASSES[1] - PASSES[0]))
 
-    def inner(self, margin: int) -> Neighbourhood:
-        """That of the volume without so many voxels at each face, whose neighbours are still there."""
-        if not margin:
-            return self
-        cut = (slice(None), *[slice(margin, -margin)] * 3)
-        return Neighbourhood(self.own[cut], self.near[cut], self.wide[cut])
+    def part(self, box: tuple[slice, slice, slice]) -> Neighbourhood:
+        """That of a box of the volume, whose neighbours are still there; slices with both ends."""
+        with_border = tuple(slice(part.start, part.stop + 2) for part in box)
+        return Neighbourhood(*(volume[(slice(None), *cut)] for volume, cut in (
+            (self.own, with_border), (self.near, box), (self.wide, box)
+        )))  # fmt: skip
 
-    def estimates(self) -> Tensor:
-        """Ridge estimates from the near and from the wide neighbourhood, shape (2 P, V)."""
-        return torch.cat([_ridge(n * sums) for n, sums in zip(VOXELS, (self.near, self.wide), strict=True)])
+    def estimates(self, at: Tensor | None = None) -> Tensor:
+        """Ridge estimates from the near and from the wide neighbourhood, shape (2 P, V).
 
-    def weighed(self, log_weights: Tensor) -> Tensor:
+        Parameters
+        ----------
+        at : Tensor, shape (V,), optional
+            Positions of the voxels that are asked for, in C order; all when not given.
+        """
+        return torch.cat([_ridge(sums, n, at) for n, sums in zip(VOXELS, (self.near, self.wide), strict=True)])
+
+    def weighed(self, log_weights: Tensor, at: Tensor | None = None) -> Tensor:
         """Ridge estimate with weights that the network chose, shape (P, V).
 
         Parameters
         ----------
         log_weights : Tensor, shape (28, X, Y, Z)
             Over `START_WEIGHTS`.
+        at : Tensor, shape (V,), optional
+            See `estimates`.
         """
         weights = log_weights.clamp(*LOG_WEIGHT_RANGE).exp()
         weights = weights * weights.new_tensor(START_WEIGHTS)[:, None, None, None]
-        return _ridge(_WeighedSum.apply(self.own, self.wide, weights))
+        return _ridge(_WeighedSum.apply(self.own, self.wide, weights), 1.0, at)
 
 
 class _WeighedSum(torch.autograd.Function):
@@ -109,12 +124,15 @@ def _shifted(own: Tensor) -> list[Tensor]:
     return [own[:, 1 + i : 1 + i + nx, 1 + j : 1 + j + ny, 1 + k : 1 + k + nz] for i, j, k in SHIFTS]
 
 
-def _ridge(sums: Tensor) -> Tensor:
-    """Estimates from information, shape (P (P + 1) / 2 + P, X, Y, Z), and the unit Gaussian: shape (P, V)."""
+def _ridge(sums: Tensor, times: float, at: Tensor | None) -> Tensor:
+    """Estimates from so many times the information, shape (P (P + 1) / 2 + P, X, Y, Z), and the unit Gaussian."""
     rows = sums.reshape(len(sums), -1)
     # P (P + 3) / 2 rows in all
     size = round(((8 * len(rows) + 9) ** 0.5 - 3) / 2)
-    return solve(add_diagonal(rows[:-size], 1.0), rows[-size:])
+    places = torch.arange(rows.shape[1], device=rows.device) if at is None else at
+    # solved in parts, which their working memory need not be larger than
+    parts = [times * (rows if at is None and len(places) <= CHUNK else rows[:, some]) for some in places.split(CHUNK)]
+    return torch.cat([solve(add_diagonal(part[:-size], 1.0), part[-size:]) for part in parts], 1)
 
 
 def _filtered(volume: Tensor, passes: int) -> Tensor:

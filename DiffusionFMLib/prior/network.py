@@ -29,6 +29,9 @@ START_LOG_PRECISION: Final = 3.5
 LINEAR_GAIN: Final = 3.0
 """Filters of the linear path reach weights near 1; this lets them do so at the other weights' learning rate."""
 
+STIFFNESS: Final = 1e-3
+"""Added to the precision's diagonal, relative to it, which keeps systems solvable in single precision."""
+
 LOG_PRECISION_RANGE: Final = (-4.0, 10.0)
 
 
@@ -124,7 +127,9 @@ class PriorNetwork(nn.Module):
         conditions : Tensor, shape (B, `CONDITIONS`)
         """
         told = self.condition(conditions)
-        h = self.stem(torch.cat([features, mask], 1))
+        # as if the mask were one more feature, without a copy of them all
+        weight, bias = self.stem.weight, self.stem.bias
+        h = functional.conv3d(features, weight[:, :-1], bias) + functional.conv3d(mask, weight[:, -1:])
         kept = []
         for level, stage in enumerate(self.down):
             h = stage(h, told)
@@ -139,18 +144,19 @@ class PriorNetwork(nn.Module):
         change = LINEAR_GAIN * self.linear(features[:, : 3 * p]) + raw[:, :p]
         return torch.cat([change, raw[:, p:]], 1)
 
-    def mean(self, raw: Tensor, neighbourhood: Neighbourhood) -> Tensor:
+    def mean(self, raw: Tensor, neighbourhood: Neighbourhood, at: Tensor | None = None) -> Tensor:
         """Mean of the prior, shape (P, V), from raw output of one volume, shape (C, X, Y, Z).
 
-        What the neighbours say together is a good start, which the network only has to mend.
+        What the neighbours say together is a good start, which the network only has to mend. `at`, shape (V,), are the
+        voxels that are asked for, as in `Neighbourhood.estimates`.
         """
         p = self.shape.unknowns
-        return neighbourhood.weighed(raw[p + self.packed :]) + raw[:p].reshape(p, -1)
+        return neighbourhood.weighed(raw[p + self.packed :], at) + _some(raw[:p], at)
 
-    def triangle(self, raw: Tensor) -> Tensor:
+    def triangle(self, raw: Tensor, at: Tensor | None = None) -> Tensor:
         """The part of raw output, shape (C, X, Y, Z), that the prior's precision is in: shape (P (P + 1) / 2, V)."""
         p = self.shape.unknowns
-        return raw[p : p + self.packed].reshape(self.packed, -1)
+        return _some(raw[p : p + self.packed], at)
 
     def local_prior(self, mean: Tensor, triangle: Tensor) -> LocalPrior:
         """The prior of a mean, shape (P, V), and the raw output, shape (P (P + 1) / 2, V), that its precision is in.
@@ -163,7 +169,17 @@ class PriorNetwork(nn.Module):
         on_diagonal[self._diagonal] = True
         rows = torch.tensor(self._rows, device=triangle.device)
         # selecting by index is differentiated row by row, where a list would be scattered
-        return LocalPrior(mean, gram(torch.where(on_diagonal, 1.0, triangle) * scale.index_select(0, rows)))
+        precision = gram(torch.where(on_diagonal, 1.0, triangle) * scale.index_select(0, rows))
+        # where the triangle is nearly singular, rounding would make the solution anything
+        stiffer = torch.ones_like(precision[:, :1])
+        stiffer[self._diagonal] += STIFFNESS
+        return LocalPrior(mean, precision * stiffer)
+
+
+def _some(volume: Tensor, at: Tensor | None) -> Tensor:
+    """Voxels of a volume, shape (C, X, Y, Z), in rows."""
+    rows = volume.reshape(len(volume), -1)
+    return rows if at is None else rows[:, at]
 
 
 class _Block(nn.Module):

@@ -156,22 +156,18 @@ class ExampleMaker:
         brain = contents.fields[WEIGHTS].sum(0) > 0.5
         neighbourhood = Neighbourhood.of(data if look is None else data + look, shape, brain)
         features = network_input(front, neighbourhood, brain)
-        inner = _inner(shape, self.margin).to(self.device)
+        nx, ny, nz = (slice(self.margin, n - self.margin) for n in shape)
+        box = nx, ny, nz
+        inner = torch.arange(brain.numel(), device=self.device).reshape(shape)[box].reshape(-1)
         return Example(
             measurements.part(inner), data.part(inner), None if look is None else look.part(inner),
-            neighbourhood.inner(self.margin), features, brain.float().reshape(1, *shape), self.margin,
+            neighbourhood.part(box), features, brain.float().reshape(1, *shape), self.margin,
             front.mean[:, inner], truth[:, inner], brain[inner], told, dense, protocol.sigma,
             int((protocol.bvals > 0).sum()),
         )  # fmt: skip
 
     def _design(self, bvals: NDArray[np.float64], bvecs: NDArray[np.float64]) -> WhitenedDesign:
         return WhitenedDesign.of(self.model, GradientTable(bvals, bvecs), self.coordinates, self.device)
-
-
-def _inner(shape: tuple[int, int, int], margin: int) -> Tensor:
-    """Indices of the voxels of a volume that are not within a margin of its faces."""
-    places = torch.arange(shape[0] * shape[1] * shape[2]).reshape(shape)
-    return places[tuple(slice(margin, n - margin) for n in shape)].reshape(-1)
 
 
 def noise_free_fit(signal: Tensor, design: WhitenedDesign, counts: NDArray[np.float64]) -> Tensor:

@@ -181,11 +181,15 @@ class _Run:
         result = losses(posterior_of(self.raw, raw, examples), examples, rng)
         self.optimiser.zero_grad()
         self.fabric.backward(result.total)
-        norm = self.fabric.clip_gradients(self.network, self.optimiser, max_norm=MAX_GRADIENT)
+        norm = self.fabric.clip_gradients(self.network, self.optimiser, max_norm=MAX_GRADIENT, error_if_nonfinite=False)
+        self.step += 1
+        if norm is None or not torch.isfinite(norm):
+            # a voxel whose system rounding made singular: rare, and nothing to learn from
+            watch.leave_out()
+            return
         self.optimiser.step()
         self._ema.update_parameters(self.raw)
-        self.step += 1
-        watch.add(result, float(norm) if norm is not None else float("nan"))
+        watch.add(result, float(norm))
 
 
 class _Watch:
@@ -199,6 +203,10 @@ class _Watch:
         self._count, self._since = 0, time.monotonic()
         self._sums: dict[str, float] = defaultdict(float)
         self._squares: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+
+    def leave_out(self) -> None:
+        """A step whose gradient was not finite."""
+        self._sums["left_out"] += 1
 
     def add(self, result: Losses, norm: float) -> None:
         self._count += 1

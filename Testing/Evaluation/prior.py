@@ -34,7 +34,7 @@ from DiffusionFMLib.preprocessing.denoise import mppca
 from DiffusionFMLib.preprocessing.masking import brain_mask
 from DiffusionFMLib.preprocessing.noise import NoiseEstimate, estimate_noise
 from DiffusionFMLib.prior.coordinates import MD_SD
-from DiffusionFMLib.prior.estimate import PriorEstimate, estimate
+from DiffusionFMLib.prior.estimate import PriorEstimate, ScanPosterior, estimate
 from DiffusionFMLib.prior.weights import TrainedPrior, load_weights
 from DiffusionFMLib.settings import ScanSettings
 
@@ -56,8 +56,8 @@ def thetas(
     """Parameters of the tensor by every method, each (7, V), after MP-PCA only if asked to; and the posterior."""
     sigma = noise.sigma_map[mask]
     ridge = least_squares(acquisition, mask, sigma, ridge=True)
-    posterior = estimate(acquisition, mask, noise, trained, SilentReport())
-    pooled = estimate(acquisition, mask, noise, unlearnt(trained), SilentReport())
+    posterior = estimate(ScanPosterior(acquisition, mask, noise, trained), SilentReport())
+    pooled = estimate(ScanPosterior(acquisition, mask, noise, unlearnt(trained)), SilentReport())
     estimates = {
         "wls": least_squares(acquisition, mask, sigma, ridge=False),
         "ridge": ridge,
