@@ -125,9 +125,9 @@ class Head:
     ill: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, anatomy: Anatomy, seed: int) -> Head:
+    def of(cls, anatomy: Anatomy, seed: int, edge: int = EDGE) -> Head:
         """A healthy head of an anatomy's first voxels, its tissue properties drawn as training draws them."""
-        fields = torch.from_numpy(anatomy.fields[:, :EDGE, :EDGE, :EDGE].astype(np.float32))
+        fields = torch.from_numpy(anatomy.fields[:, :edge, :edge, :edge].astype(np.float32))
         nx, ny, nz = fields.shape[1:]
         contents = draw_contents(fields, anatomy.voxel_sizes, np.random.default_rng([seed, 10]))
         contents = replace(contents, lesion=torch.zeros_like(contents.lesion))
