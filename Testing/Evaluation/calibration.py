@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,9 @@ SEED = 1002
 """Of a simulated brain and of a random phantom."""
 
 DIAMETERS = (4.0, 7.0, 10.0)
+
+SHARES, NEAR = (0.5, 0.9), 0.05
+"""Of truths that intervals should hold, and how near to that they have to come."""
 
 DETERMINED = 6
 """Directions from which on there are estimates to compare with."""
@@ -63,9 +67,10 @@ def judged(directions: int, snr: float, weights: Path) -> dict[str, dict[str, ND
     return {name: {key: np.concatenate(parts) for key, parts in to.items()} for name, to in collected.items()}
 
 
-def cell(error: NDArray, sd: NDArray) -> str:
-    """Coverage of the 50 % and of the 90 % interval, and the error over the sd."""
-    return f"{coverage(error, sd, 0.5):.0%} {coverage(error, sd, 0.9):.0%} {rmse(error) / rmse(sd):.2f}"
+def held(coverages: Iterable[float], share: float) -> tuple[int, int]:
+    """How many coverages are near enough to the share of truths that they should be, and of how many."""
+    near = [abs(found - share) <= NEAR for found in coverages]
+    return sum(near), len(near)
 
 
 def table(directions: list[int], snrs: list[float], weights: Path) -> Table:
@@ -74,20 +79,29 @@ def table(directions: list[int], snrs: list[float], weights: Path) -> Table:
         "dirs", "SNR", "map", *TISSUES, "lesion", "50 % by decile", "90 % by decile", "sd / wls", "rank corr.",
         title="How often the prior's 50 % and 90 % intervals hold the truth, and error over sd",
     )  # fmt: skip
+    kept = []
     for count in directions:
         for snr in snrs:
             for name, values in judged(count, snr, weights).items():
                 error, sd = values["error"], values["sd"]
-                cells = [cell(error[values[place]], sd[values[place]]) for place in (*TISSUES, "lesion")]
-                for share in (0.5, 0.9):
+                cells, deciles = [], []
+                for place in (*TISSUES, "lesion"):
+                    here = values[place]
+                    shares = [coverage(error[here], sd[here], share) for share in SHARES]
+                    kept += [held([found], share) for found, share in zip(shares, SHARES, strict=True)]
+                    ratio = rmse(error[here]) / rmse(sd[here])
+                    cells.append(f"{shares[0]:.0%} {shares[1]:.0%} {ratio:.2f}")
+                for share in SHARES:
                     parts = coverage_by_sd(error, sd, share)
-                    cells.append(f"{parts.min():.0%} to {parts.max():.0%}")
+                    kept.append(held(parts, share))
+                    deciles.append(f"{parts.min():.0%} to {parts.max():.0%}")
                 ideal = spearman(sd, np.abs(np.random.default_rng(0).normal(0, sd)))
                 width = np.median(sd / values["wls"])
-                result.add_row(
-                    str(count), f"{snr:g}", name.upper(), *cells, f"{width:.2f}" if np.isfinite(width) else "",
-                    f"{spearman(sd, np.abs(error)):.2f} ({ideal:.2f})",
-                )  # fmt: skip
+                cells += [*deciles, f"{width:.2f}" if np.isfinite(width) else ""]
+                rank = f"{spearman(sd, np.abs(error)):.2f} ({ideal:.2f})"
+                result.add_row(str(count), f"{snr:g}", name.upper(), *cells, rank)
+    good, of = np.sum(kept, axis=0)
+    result.caption = f"{good} of {of} coverages, deciles among them, are within {100 * NEAR:.0f} points"
     return result
 
 

@@ -30,8 +30,11 @@ from DiffusionFMLib.training.anatomies import WEIGHTS
 from DiffusionFMLib.training.rendering import TissueProperties
 
 SEED = 1003
-EDGE = 28
+EDGE = 24
 """Of the phantoms, voxels."""
+
+TURNED_EDGE = 32
+"""Of heads that are scanned in several orientations."""
 
 OTHER_TISSUE = TissueProperties(
     inside_axons=0.3, inside_neurites=0.1, along=2.9, beside_along=2.3, beside_across=1.3, grey=1.4, fluid=3.2,
@@ -147,7 +150,7 @@ def orientations(directions: list[int], snr: float, weights: Path) -> Table:
         "dirs", "what", "median |dFA|", "in WM", "95 % |dFA|", "median |dMD|",
         title=f"the same scan of a simulated head in other voxel axes, SNR {snr:g}",
     )  # fmt: skip
-    head = Head.of(brain(SEED), SEED)
+    head = Head.of(brain(SEED), SEED, TURNED_EDGE)
     for count in directions:
         scan = Scan.of(head, protocol(count, snr), SEED)
         first = by_prior(scan.acquisition, weights)
