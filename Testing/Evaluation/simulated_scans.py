@@ -1,4 +1,7 @@
-"""Simulated scans that no training saw, with lesions, and with the truth of every voxel."""
+"""Simulated scans that no training saw, with lesions, and with the truth of every voxel.
+
+The brains are other individuals, of the one template that training's are of too; the phantoms owe nothing to it.
+"""
 
 from __future__ import annotations
 
