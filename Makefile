@@ -26,7 +26,7 @@ help:
 	@echo "make demo DWI=path     the same on your scan"
 	@echo "make test              all tests"
 	@echo "make bench             speed, memory and error beside the peers that are installed; build/bench.json"
-	@echo "make evaluate          the prior beside smoothers, on the phantom and real scans; WEIGHTS=path chooses it"
+	@echo "make evaluate          the prior beside smoothers, on phantoms, lesions and real scans; WEIGHTS=path chooses it"
 	@echo "make lint              ruff and mypy"
 	@echo "make install           only the environment, in $(VENV)/"
 	@echo "make clean             remove what was built; $(VENV)/ and demo/ stay"
@@ -65,6 +65,9 @@ bench: $(INSTALLED)
 
 evaluate: $(INSTALLED)
 	$(VENV_PYTHON) Testing/Evaluation/prior.py '$(WEIGHTS)'
+	$(VENV_PYTHON) Testing/Evaluation/shifted.py '$(WEIGHTS)'
+	$(VENV_PYTHON) Testing/Evaluation/lesions.py '$(WEIGHTS)'
+	$(VENV_PYTHON) Testing/Evaluation/calibration.py '$(WEIGHTS)'
 
 lint: $(INSTALLED)
 	@failed=0; \

@@ -119,8 +119,8 @@ DISAGREEMENT = MapSpec(
     "disagreement",
     "Disagreement",
     "sigma",
-    "How far a voxel's own measurements lie from what the prior makes of them, in standard deviations of what noise "
-    "does: 5 % of voxels are above 1.64 by chance; do not trust maps where it is above 3.",
+    "How far a voxel's own measurements lie from what the prior makes of them, in standard deviations of what most of "
+    "the scan's voxels show: do not trust maps where it is above 3. It does not show lesions that the prior gets right.",
     (0.0, 6.0),
     "inferno",
 )

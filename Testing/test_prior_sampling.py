@@ -33,8 +33,8 @@ class SameEverywhere(PriorNetwork):
         raw[7:][[0, 7, 13, 18, 22, 25, 27]] -= 2.0
         return raw[None, :, None, None, None].expand(1, 63, *features.shape[2:])
 
-    def mean(self, raw: Tensor, neighbourhood: Neighbourhood) -> Tensor:
-        return raw[:7].reshape(7, -1)
+    def mean(self, raw: Tensor, neighbourhood: Neighbourhood, at: Tensor | None = None) -> Tensor:
+        return raw[:7].reshape(7, -1)[:, at]
 
 
 @pytest.fixture(scope="module")

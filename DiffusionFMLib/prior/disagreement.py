@@ -10,10 +10,16 @@ leave no residual.
 
 from __future__ import annotations
 
+from typing import Final
+
+import torch
 from torch import Tensor
 
 from DiffusionFMLib.prior.information import Measurements
 from DiffusionFMLib.prior.posterior import Posterior
+
+SAMPLE: Final = 1 << 20
+"""Voxels, evenly picked, that the null distribution is taken from."""
 
 
 def distance(result: Posterior, measurements: Measurements) -> Tensor:
@@ -37,3 +43,21 @@ def in_sigma(distance: Tensor, freedom: int) -> Tensor:
     """
     part = 2 / (9 * freedom)
     return ((distance.clamp_min(0) / freedom) ** (1 / 3) - (1 - part)) / part**0.5
+
+
+def empirical_null(disagreement: Tensor) -> tuple[float, float]:
+    """Centre and width of what most of a scan's voxels show, which are taken to be as the prior expects.
+
+    Parameters
+    ----------
+    disagreement : Tensor, shape (V,)
+        On the scale of a standard normal.
+
+    Returns
+    -------
+    centre, width : float
+        At least 0 and 1: motion and a model that does not quite hold make everything less likely than noise alone. The
+        width comes from the lower half, where nothing that is abnormal counts (Efron, 2004).
+    """
+    low, middle = torch.quantile(disagreement[:: -(-len(disagreement) // SAMPLE)], torch.tensor([0.1587, 0.5])).tolist()
+    return max(middle, 0.0), max(middle - low, 1.0)

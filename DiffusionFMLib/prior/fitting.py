@@ -22,7 +22,7 @@ from DiffusionFMLib.maps import DATA_FRACTION, DISAGREEMENT, RESIDUAL, STATUS, F
 from DiffusionFMLib.physics import METHODS, NODDI, SignalModel
 from DiffusionFMLib.preprocessing.noise import NoiseEstimate, estimate_noise, noise_between_neighbours
 from DiffusionFMLib.prior.adaptation import adapt, can_adapt
-from DiffusionFMLib.prior.disagreement import in_sigma
+from DiffusionFMLib.prior.disagreement import empirical_null, in_sigma
 from DiffusionFMLib.prior.estimate import PriorEstimate, ScanPosterior, estimate
 from DiffusionFMLib.prior.neurites import noddi_covariance, noddi_of
 from DiffusionFMLib.prior.sampling import sample
@@ -34,6 +34,15 @@ CHUNK: Final = 1 << 15
 
 SAMPLES: Final = 8
 """Of the posterior, when they are asked for."""
+
+DRAWS: Final = 16
+"""Of the parameters, that standard deviations of maps come from."""
+
+ROUNDING: Final = 1e-4
+"""Of covariances in single precision, relative."""
+
+MAX_CENTRE: Final = 1.0
+"""Half of all voxels above it is worth a warning."""
 
 MAPS: Final = "Maps"
 """The stage after the estimate."""
@@ -96,7 +105,8 @@ def fit(
             trained.network.cpu()
             cpu = torch.device("cpu")
             result, adapted = _estimate(acquisition, usable, noise, trained, model, settings, report, cpu)
-        _write(output, acquisition, usable, result, report)
+        null = _null(result.posterior, len(gtab), report)
+        _write(output, acquisition, usable, result, null, report)
     facts = {
         "weights": {"file": path.name, "sha256": digest_of(path), "training": trained.training},
         "noise": {
@@ -105,6 +115,7 @@ def fit(
             "freedom": noise.freedom,
         },
         **adapted,
+        "disagreement_null": [round(part, 3) for part in null],
         "conventional_fit": METHODS[settings.method].beside(model, gtab),
     }
     return output.finish(acquisition, {**provenance_of(acquisition, model, settings, options), **facts})
@@ -207,13 +218,54 @@ def _places(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
     return np.ravel_multi_index(np.nonzero(mask), mask.shape, order="F")
 
 
+def _null(found: PriorEstimate, volumes: int, report: Report) -> tuple[float, float]:
+    """What disagreement is to be called none in this scan; see `empirical_null`."""
+    centre, width = empirical_null(in_sigma(torch.from_numpy(found.distance), volumes))
+    if centre > MAX_CENTRE:
+        report.warning(
+            "disagreement",
+            f"Half of all voxels lie {centre:.1f} or more standard deviations from what the prior makes "
+            "of them: the scan may have moved, or be of something that the prior does not know. The map disagreement "
+            "shows only what differs from the rest of the scan.",
+        )
+    return centre, width
+
+
+def _spread(model: SignalModel, theta: Tensor, slope: Tensor, covariance: Tensor) -> dict[str, Tensor]:
+    """Standard deviations of a model's scalar maps about those of parameters (P, V), shape (V,) each.
+
+    From draws, because FA near 0 is not linear in the tensor; drawn in whitened coordinates, whose covariance, shape
+    (V, P, P), this is, so that a turned scan gets the same.
+    """
+    names = [spec.name for spec in model.map_specs if not spec.components]
+    centre = maps_in_rows(model, theta)
+    variances = torch.diag_embed(covariance.diagonal(dim1=1, dim2=2).clamp_min(0))
+    factor, failed = torch.linalg.cholesky_ex(covariance + ROUNDING * variances)
+    # where rounding left no Gaussian, its variances are used
+    factor = torch.where((failed > 0)[:, None, None], variances.sqrt(), factor).float()
+    generator = torch.Generator().manual_seed(0)
+    squares = {name: torch.zeros(theta.shape[1]) for name in names}
+    for _ in range(DRAWS):
+        drawn = torch.einsum("vij,jv->iv", factor, torch.randn(theta.shape, generator=generator))
+        maps = maps_in_rows(model, theta + slope.float() @ drawn)
+        for name, total in squares.items():
+            total += (maps[name] - centre[name]).square()
+    return {name: (total / DRAWS).sqrt() for name, total in squares.items()}
+
+
 def _write(
-    output: Output, acquisition: Acquisition, usable: NDArray[np.bool_], result: _Result, report: Report
+    output: Output,
+    acquisition: Acquisition,
+    usable: NDArray[np.bool_],
+    result: _Result,
+    null: tuple[float, float],
+    report: Report,
 ) -> None:
     """Make maps of a posterior; voxels of the mask that have no usable signal are zero."""
     model, mask, gtab = output.model, output.mask, acquisition.gtab
     found = result.posterior
     slope = torch.from_numpy(found.slope)
+    centre, width = null
     signal = acquisition.signal[mask]
     number = np.cumsum(usable[mask]) - 1
     for start in range(0, len(signal), CHUNK):
@@ -221,10 +273,14 @@ def _write(
         here = usable[mask][start : start + CHUNK]
         inside, known = torch.from_numpy(here), number[start : start + CHUNK][here]
         theta = torch.from_numpy(result.theta[:, known])
-        spread = slope @ torch.from_numpy(found.covariance[..., known]).permute(2, 0, 1).double() @ slope.T
+        covariance = torch.from_numpy(found.covariance[..., known]).permute(2, 0, 1).double()
         if isinstance(model, NODDI):
-            spread = noddi_covariance(theta, torch.from_numpy(found.theta[:, known]), spread, gtab)
-        sd = spread_to_maps(model, theta, spread)
+            # its parameters have bounds, which draws would not keep to
+            carried = slope @ covariance @ slope.T
+            spread = noddi_covariance(theta, torch.from_numpy(found.theta[:, known]), carried, gtab)
+            sd = spread_to_maps(model, theta, spread)
+        else:
+            sd = _spread(model, theta, slope, covariance)
         sd |= {name: torch.from_numpy(values[known]).float() for name, values in result.sampled.items()}
         measured = torch.from_numpy(signal[start : start + CHUNK][here])
         left = (measured - model.signal(theta.T, gtab)) * (-theta[-1:].T).exp()
@@ -232,7 +288,7 @@ def _write(
             standard_deviation(spec).name: sd[spec.name] for spec in model.map_specs if not spec.components
         }
         maps[DATA_FRACTION.name] = torch.from_numpy(found.data_fraction[known])
-        maps[DISAGREEMENT.name] = in_sigma(torch.from_numpy(found.distance[known]), len(gtab))
+        maps[DISAGREEMENT.name] = (in_sigma(torch.from_numpy(found.distance[known]), len(gtab)) - centre) / width
         maps[RESIDUAL.name] = left.square().mean(1).sqrt().clamp(max=MAX_RESIDUAL)
         maps[STATUS.name] = torch.where(model.unphysical(theta.T), FitStatus.CLIPPED, FitStatus.OK).float()
         everywhere = {name: _scattered(values, inside, 0.0) for name, values in maps.items()}

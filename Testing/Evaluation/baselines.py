@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from DiffusionFMLib.acquisition import Acquisition
+from DiffusionFMLib.events import SilentReport
 from DiffusionFMLib.physics import DTI
+from DiffusionFMLib.preprocessing.denoise import mppca
 
 RIDGE_MEAN = np.array([0.95, 0, 0, 0.95, 0, 0.95, 0])
 RIDGE_SD = np.array([0.7, 0.3, 0.3, 0.7, 0.3, 0.7, 1.5])
@@ -16,6 +20,26 @@ RIDGE_SD = np.array([0.7, 0.3, 0.3, 0.7, 0.3, 0.7, 1.5])
 
 REWEIGHTINGS = 3
 MAX_EXPONENT = 15.0
+
+
+WLS, DENOISED_WLS, RIDGE, SMOOTHED = "wls", "MP-PCA + wls", "ridge", "ridge + Gaussian .5"
+
+
+def conventional(
+    acquisition: Acquisition, mask: NDArray[np.bool_], sigma: NDArray, denoise: bool
+) -> dict[str, NDArray]:
+    """Parameters of the tensor by every method, each (7, V); after MP-PCA only if asked to."""
+    ridge = least_squares(acquisition, mask, sigma, ridge=True)
+    found = {WLS: least_squares(acquisition, mask, sigma, ridge=False)}
+    if denoise:
+        denoised = mppca(replace(acquisition, mask=mask), SilentReport())
+        found[DENOISED_WLS] = least_squares(denoised, mask, sigma, ridge=False)
+    return {**found, RIDGE: ridge, SMOOTHED: smoothed(ridge, mask, 0.5)}
+
+
+def maps(theta: NDArray) -> dict[str, NDArray]:
+    """The tensor's maps of parameters (7, V)."""
+    return {name: values.numpy() for name, values in DTI().maps(torch.as_tensor(theta.T)).items()}
 
 
 def least_squares(acquisition: Acquisition, mask: NDArray[np.bool_], sigma: NDArray, ridge: bool) -> NDArray:

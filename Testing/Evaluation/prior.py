@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from baselines import least_squares, smoothed
+from baselines import SMOOTHED, conventional, least_squares, maps
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -30,9 +30,9 @@ from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.io import read_acquisition
 from DiffusionFMLib.physics import DTI
 from DiffusionFMLib.physics.noise import RicianNoise
-from DiffusionFMLib.preprocessing.denoise import mppca
 from DiffusionFMLib.preprocessing.masking import brain_mask
 from DiffusionFMLib.preprocessing.noise import NoiseEstimate, estimate_noise
+from DiffusionFMLib.prior.adaptation import adapt, can_adapt
 from DiffusionFMLib.prior.coordinates import MD_SD
 from DiffusionFMLib.prior.estimate import PriorEstimate, ScanPosterior, estimate
 from DiffusionFMLib.prior.weights import TrainedPrior, load_weights
@@ -43,9 +43,6 @@ PHANTOM = ROOT.parent / "shared" / "phantom" / "phantom.py"
 SCANS = ROOT.parent / "shared" / "data" / "test"
 REAL = ("philips_bangalore_32dir/dwi", "siemens_xa30_b2500_APPA_T1/dwi_AP", "siemens_xa30_b2500_APPA_T1/dwi_PA")
 
-METHODS = ("wls", "MP-PCA + wls", "ridge", "ridge + Gaussian .5", "pooled", "prior")
-"""``pooled`` is the prior without what was learnt: neighbours' information, and the same vague prior everywhere."""
-
 MAX_TISSUE_MD = 1.2
 MIN_FA = 0.35
 
@@ -53,22 +50,21 @@ MIN_FA = 0.35
 def thetas(
     acquisition: Acquisition, mask: NDArray[np.bool_], noise: NoiseEstimate, trained: TrainedPrior, denoise: bool
 ) -> tuple[dict[str, NDArray], PriorEstimate]:
-    """Parameters of the tensor by every method, each (7, V), after MP-PCA only if asked to; and the posterior."""
-    sigma = noise.sigma_map[mask]
-    ridge = least_squares(acquisition, mask, sigma, ridge=True)
-    posterior = estimate(ScanPosterior(acquisition, mask, noise, trained), SilentReport())
-    pooled = estimate(ScanPosterior(acquisition, mask, noise, unlearnt(trained)), SilentReport())
-    estimates = {
-        "wls": least_squares(acquisition, mask, sigma, ridge=False),
-        "ridge": ridge,
-        "ridge + Gaussian .5": smoothed(ridge, mask, 0.5),
-        "pooled": pooled.theta,
-        "prior": posterior.theta,
-    }
-    if denoise:
-        denoised = mppca(replace(acquisition, mask=mask), SilentReport())
-        estimates["MP-PCA + wls"] = least_squares(denoised, mask, sigma, ridge=False)
-    return {method: estimates[method] for method in METHODS if method in estimates}, posterior
+    """Parameters of the tensor by every method, each (7, V), after MP-PCA only if asked to; and the adapted posterior.
+
+    ``pooled`` is the prior without what was learnt: neighbours' information, and the same vague prior everywhere.
+    ``unadapted`` is it as it was trained.
+    """
+    found = conventional(acquisition, mask, noise.sigma_map[mask], denoise)
+    pooled, unadapted = (
+        estimate(ScanPosterior(acquisition, mask, noise, one), SilentReport()).theta
+        for one in (unlearnt(trained), trained)
+    )
+    scan = ScanPosterior(acquisition, mask, noise, trained)
+    if can_adapt(scan):
+        scan.trained = replace(trained, adjustment=adapt(scan, 0, SilentReport()))
+    posterior = estimate(scan, SilentReport())
+    return {**found, "pooled": pooled, "unadapted": unadapted, "prior": posterior.theta}, posterior
 
 
 def unlearnt(trained: TrainedPrior) -> TrainedPrior:
@@ -79,10 +75,6 @@ def unlearnt(trained: TrainedPrior) -> TrainedPrior:
             layer.weight.zero_()
             layer.bias.zero_()
     return replace(trained, network=network)
-
-
-def maps(theta: NDArray) -> dict[str, NDArray]:
-    return {name: values.numpy() for name, values in DTI().maps(torch.as_tensor(theta.T)).items()}
 
 
 def angle(v1: NDArray, other: NDArray) -> NDArray:
@@ -195,7 +187,7 @@ def real(path: Path, directions: list[int], subsets: int, trained: TrainedPrior,
                 found[method].append(((left**2).mean() - floor, left.mean(), v1))
         medians = {method: np.median(found[method], axis=0) for method in found}
         for method, (excess, mean, v1) in medians.items():
-            share = excess / medians["ridge + Gaussian .5"][0]
+            share = excess / medians[SMOOTHED][0]
             table.add_row(str(count), method, f"{excess:.3f}", f"{share:.2f}", f"{mean:+.3f}", f"{v1:.1f}")
     return table
 

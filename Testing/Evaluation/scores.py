@@ -1,0 +1,57 @@
+"""Numbers that say how far an estimate is right, from arrays alone."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage, stats
+
+
+def rmse(error: NDArray) -> float:
+    """Root mean square."""
+    return float(np.sqrt(np.mean(np.square(error))))
+
+
+def recovery(found: NDArray, true: NDArray) -> float:
+    """How much of a change was found: 1 for all of it, 0 for none.
+
+    The slope of the changes that were found on the true ones, through the origin: voxels count by the square of what
+    there is to find in them, and a change of the wrong sign counts against.
+    """
+    return float((found * true).sum() / np.square(true).sum())
+
+
+def coverage(error: NDArray, sd: NDArray, share: float) -> float:
+    """How often the central interval that should hold this share of truths does hold them."""
+    return float((np.abs(error) <= stats.norm.ppf((1 + share) / 2) * sd).mean())
+
+
+def coverage_by_sd(error: NDArray, sd: NDArray, share: float, groups: int = 10) -> NDArray:
+    """The same in groups of equal size, from the smallest standard deviations to the largest, shape (groups,)."""
+    parts = np.array_split(np.argsort(sd, kind="stable"), groups)
+    return np.array([coverage(error[part], sd[part], share) for part in parts])
+
+
+def spearman(one: NDArray, other: NDArray) -> float:
+    """Rank correlation."""
+    return float(stats.spearmanr(one, other).statistic)
+
+
+def auc(abnormal: NDArray, normal: NDArray) -> float:
+    """How often a value of an abnormal voxel is above one of a normal voxel; ties count half."""
+    ranks = stats.rankdata(np.concatenate([abnormal, normal]))[: len(abnormal)]
+    count = len(abnormal)
+    return float((ranks.sum() - count * (count + 1) / 2) / (count * len(normal)))
+
+
+def detected(abnormal: NDArray, normal: NDArray, false_alarms: float = 0.05) -> tuple[float, float]:
+    """Limit that this share of normal voxels is above, and the share of abnormal ones that is above it."""
+    limit = float(np.quantile(normal, 1 - false_alarms))
+    return limit, float((abnormal > limit).mean())
+
+
+def lumps(flagged: NDArray[np.bool_], voxel_sizes: NDArray, diameter: float) -> int:
+    """Connected groups of flagged voxels at least as large as a ball of that diameter, mm."""
+    labels, count = ndimage.label(flagged)
+    volumes = np.bincount(labels.ravel(), minlength=count + 1)[1:] * float(np.prod(voxel_sizes))
+    return int((volumes >= np.pi / 6 * diameter**3).sum())
