@@ -120,7 +120,7 @@ DISAGREEMENT = MapSpec(
     "Disagreement",
     "sigma",
     "How far a voxel's own measurements lie from what the prior makes of them, in standard deviations of what most of "
-    "the scan's voxels show: do not trust maps where it is above 3. It does not show lesions that the prior gets right.",
+    "the voxels show: do not trust maps where it is above 3. Lesions that the prior gets right do not show.",
     (0.0, 6.0),
     "inferno",
 )

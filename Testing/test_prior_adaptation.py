@@ -19,8 +19,9 @@ from DiffusionFMLib.preprocessing.noise import NoiseEstimate
 from DiffusionFMLib.prior.adaptation import Adjustment, adapt, can_adapt
 from DiffusionFMLib.prior.coordinates import coordinates_of
 from DiffusionFMLib.prior.estimate import ScanPosterior, estimate
-from DiffusionFMLib.prior.fitting import SAMPLES, fit
+from DiffusionFMLib.prior.fitting import fit
 from DiffusionFMLib.prior.network import NetworkShape, PriorNetwork
+from DiffusionFMLib.prior.readout import SAMPLES
 from DiffusionFMLib.prior.sampling import sample
 from DiffusionFMLib.prior.weights import TrainedPrior
 from DiffusionFMLib.settings import FitSettings
@@ -127,7 +128,7 @@ def test_provenance_says_how_it_was_adapted(adaptation: str, monkeypatch: pytest
 
 def test_samples_spread_as_the_first_order_says_where_that_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("DiffusionFMLib.prior.fitting.adapt", lambda *_: Adjustment(COORDINATES.orders))
-    monkeypatch.setattr("DiffusionFMLib.prior.fitting.sample", partial(sample, levels=6))
+    monkeypatch.setattr("DiffusionFMLib.prior.readout.sample", partial(sample, levels=6))
     acquisition, _, _ = scan(12)
     settings = FitSettings(method="prior", device="cpu", adaptation="sample")
     sampled = fit(acquisition, DTI(), settings, SilentReport())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -16,30 +16,15 @@ from DiffusionFMLib.events import Report
 from DiffusionFMLib.fitting.contract import MAX_RESIDUAL, FitOptions, maps_in_rows
 from DiffusionFMLib.fitting.device import choose_device, one_thread_per_operation
 from DiffusionFMLib.fitting.estimate import DEFAULTS, Fit, Output, provenance_of, usable_voxels
-from DiffusionFMLib.fitting.uncertainty import spread_to_maps
-from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.maps import DATA_FRACTION, DISAGREEMENT, RESIDUAL, STATUS, FitStatus, standard_deviation
-from DiffusionFMLib.physics import METHODS, NODDI, SignalModel
+from DiffusionFMLib.physics import METHODS, SignalModel
 from DiffusionFMLib.preprocessing.noise import NoiseEstimate, estimate_noise, noise_between_neighbours
 from DiffusionFMLib.prior.adaptation import adapt, can_adapt
 from DiffusionFMLib.prior.disagreement import empirical_null, in_sigma
 from DiffusionFMLib.prior.estimate import PriorEstimate, ScanPosterior, estimate
-from DiffusionFMLib.prior.neurites import noddi_covariance, noddi_of
-from DiffusionFMLib.prior.sampling import sample
+from DiffusionFMLib.prior.readout import CHUNK, SAMPLES, Readout
 from DiffusionFMLib.prior.weights import TrainedPrior, carrier, digest_of, load_weights, weights_file
 from DiffusionFMLib.settings import FitSettings
-
-CHUNK: Final = 1 << 15
-"""Voxels whose maps are made at once."""
-
-SAMPLES: Final = 8
-"""Of the posterior, when they are asked for."""
-
-DRAWS: Final = 16
-"""Of the parameters, that standard deviations of maps come from."""
-
-ROUNDING: Final = 1e-4
-"""Of covariances in single precision, relative."""
 
 MAX_CENTRE: Final = 1.0
 """Half of all voxels above it is worth a warning."""
@@ -98,15 +83,15 @@ def fit(
     # most of the time goes into many small operations
     with one_thread_per_operation():
         try:
-            result, adapted = _estimate(acquisition, usable, noise, trained, model, settings, report, device)
+            found, readout, adapted = _estimate(acquisition, usable, noise, trained, model, settings, report, device)
         except torch.cuda.OutOfMemoryError:
             torch.cuda.empty_cache()
             report.warning("gpu-memory", "The GPU has too little free memory; the fit starts again on the CPU.")
             trained.network.cpu()
             cpu = torch.device("cpu")
-            result, adapted = _estimate(acquisition, usable, noise, trained, model, settings, report, cpu)
-        null = _null(result.posterior, len(gtab), report)
-        _write(output, acquisition, usable, result, null, report)
+            found, readout, adapted = _estimate(acquisition, usable, noise, trained, model, settings, report, cpu)
+        null = _null(found, len(gtab), report)
+        _write(output, acquisition, usable, found, readout, null, report)
     facts = {
         "weights": {"file": path.name, "sha256": digest_of(path), "training": trained.training},
         "noise": {
@@ -138,25 +123,6 @@ def _noise_of(acquisition: Acquisition, mask: NDArray[np.bool_], report: Report)
     return noise
 
 
-@dataclass(frozen=True, eq=False)
-class _Result:
-    """Posterior of V voxels in a model's own parameters.
-
-    Parameters
-    ----------
-    posterior : PriorEstimate
-        Of the parameters that the prior is of.
-    theta : array, shape (P, V), float32
-        The model's.
-    sampled : dict of str to array, shape (V,)
-        Standard deviations of the scalar maps over samples; empty when none were drawn.
-    """
-
-    posterior: PriorEstimate
-    theta: NDArray[np.float32]
-    sampled: dict[str, NDArray[np.float64]]
-
-
 def _estimate(
     acquisition: Acquisition,
     mask: NDArray[np.bool_],
@@ -166,8 +132,8 @@ def _estimate(
     settings: FitSettings,
     report: Report,
     device: torch.device,
-) -> tuple[_Result, dict[str, Any]]:
-    """The posterior as the settings ask for it, and what provenance is to say of how it was adapted."""
+) -> tuple[PriorEstimate, Readout, dict[str, Any]]:
+    """The posterior as the settings ask for it, what reads maps from it, and what provenance says of how it was made."""
     scan = ScanPosterior(acquisition, mask, noise, trained, device)
     facts: dict[str, Any] = {}
     if settings.adaptation != "none":
@@ -182,35 +148,11 @@ def _estimate(
                 f"{count} weighted volumes are too few to leave some out: the prior was not adapted to this scan.",
             )
     found = estimate(scan, report)
-    gtab = acquisition.gtab
-    sampled: dict[str, NDArray[np.float64]] = {}
+    readout = Readout(model, acquisition.gtab, found, report)
     if settings.adaptation == "sample":
         facts["samples"] = SAMPLES
-        sampled = _sampled(scan, model, gtab, settings.seed, report)
-    return _Result(found, _own(model, found.theta, gtab, report), sampled), facts
-
-
-def _own(model: SignalModel, theta: NDArray[np.float32], gtab: GradientTable, report: Report) -> NDArray[np.float32]:
-    """A model's parameters of those that its prior is of."""
-    return noddi_of(theta, gtab, report) if isinstance(model, NODDI) else theta
-
-
-def _sampled(
-    scan: ScanPosterior, model: SignalModel, gtab: GradientTable, seed: int, report: Report
-) -> dict[str, NDArray[np.float64]]:
-    """Standard deviations of a model's scalar maps over samples of the posterior, shape (V,) each."""
-    names = [spec.name for spec in model.map_specs if not spec.components]
-    sums, squares = (np.zeros((len(names), len(scan))) for _ in range(2))
-    for k in range(SAMPLES):
-        theta = torch.from_numpy(_own(model, scan.in_ras(sample(scan, seed + k, report)), gtab, report))
-        for start in range(0, len(scan), CHUNK):
-            part = slice(start, start + CHUNK)
-            maps = maps_in_rows(model, theta[:, part])
-            values = np.stack([maps[name].numpy() for name in names])
-            sums[:, part] += values
-            squares[:, part] += values.astype(np.float64) ** 2
-    variance = (squares - sums**2 / SAMPLES).clip(0) / (SAMPLES - 1)
-    return dict(zip(names, np.sqrt(variance), strict=True))
+        readout.sample(scan, settings.seed)
+    return found, readout, facts
 
 
 def _places(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
@@ -231,40 +173,17 @@ def _null(found: PriorEstimate, volumes: int, report: Report) -> tuple[float, fl
     return centre, width
 
 
-def _spread(model: SignalModel, theta: Tensor, slope: Tensor, covariance: Tensor) -> dict[str, Tensor]:
-    """Standard deviations of a model's scalar maps about those of parameters (P, V), shape (V,) each.
-
-    From draws, because FA near 0 is not linear in the tensor; drawn in whitened coordinates, whose covariance, shape
-    (V, P, P), this is, so that a turned scan gets the same.
-    """
-    names = [spec.name for spec in model.map_specs if not spec.components]
-    centre = maps_in_rows(model, theta)
-    variances = torch.diag_embed(covariance.diagonal(dim1=1, dim2=2).clamp_min(0))
-    factor, failed = torch.linalg.cholesky_ex(covariance + ROUNDING * variances)
-    # where rounding left no Gaussian, its variances are used
-    factor = torch.where((failed > 0)[:, None, None], variances.sqrt(), factor).float()
-    generator = torch.Generator().manual_seed(0)
-    squares = {name: torch.zeros(theta.shape[1]) for name in names}
-    for _ in range(DRAWS):
-        drawn = torch.einsum("vij,jv->iv", factor, torch.randn(theta.shape, generator=generator))
-        maps = maps_in_rows(model, theta + slope.float() @ drawn)
-        for name, total in squares.items():
-            total += (maps[name] - centre[name]).square()
-    return {name: (total / DRAWS).sqrt() for name, total in squares.items()}
-
-
 def _write(
     output: Output,
     acquisition: Acquisition,
     usable: NDArray[np.bool_],
-    result: _Result,
+    found: PriorEstimate,
+    readout: Readout,
     null: tuple[float, float],
     report: Report,
 ) -> None:
     """Make maps of a posterior; voxels of the mask that have no usable signal are zero."""
     model, mask, gtab = output.model, output.mask, acquisition.gtab
-    found = result.posterior
-    slope = torch.from_numpy(found.slope)
     centre, width = null
     signal = acquisition.signal[mask]
     number = np.cumsum(usable[mask]) - 1
@@ -272,16 +191,7 @@ def _write(
         report.progress(start, len(signal), MAPS)
         here = usable[mask][start : start + CHUNK]
         inside, known = torch.from_numpy(here), number[start : start + CHUNK][here]
-        theta = torch.from_numpy(result.theta[:, known])
-        covariance = torch.from_numpy(found.covariance[..., known]).permute(2, 0, 1).double()
-        if isinstance(model, NODDI):
-            # its parameters have bounds, which draws would not keep to
-            carried = slope @ covariance @ slope.T
-            spread = noddi_covariance(theta, torch.from_numpy(found.theta[:, known]), carried, gtab)
-            sd = spread_to_maps(model, theta, spread)
-        else:
-            sd = _spread(model, theta, slope, covariance)
-        sd |= {name: torch.from_numpy(values[known]).float() for name, values in result.sampled.items()}
+        theta, sd = readout.of(known)
         measured = torch.from_numpy(signal[start : start + CHUNK][here])
         left = (measured - model.signal(theta.T, gtab)) * (-theta[-1:].T).exp()
         maps = maps_in_rows(model, theta) | {

@@ -1,102 +1,42 @@
 """NODDI from the prior's kurtosis: the neurites whose signals have the kurtosis that data and neighbours agree on.
 
-The kurtosis model's expansion is cut off, so that the fit of a NODDI signal is not that signal: what the fit leaves of
-the NODDI solution is added to the target, and the solution sought again. Where that settles, NODDI's signals have the
-kurtosis fit that was asked for.
+The kurtosis model's expansion is cut off, so that the kurtosis fit of a NODDI signal is not that signal. Neurites are
+therefore compared by the kurtosis fit of their signals, h(phi), with the posterior of the kurtosis, a Gaussian of mean m
+and covariance P: what is minimised is (h(phi) - m)' P^-1 (h(phi) - m), and NODDI's own weak priors.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.events import Report
 from DiffusionFMLib.fitting import fit
 from DiffusionFMLib.fitting.contract import covariance_of
-from DiffusionFMLib.fitting.noddi_search import Prior, linearised, unknowns_to_theta
-from DiffusionFMLib.fitting.noddi_signal import Protocol
+from DiffusionFMLib.fitting.noddi_search import HIGH, LOW, Prior, across, unknowns_to_theta
+from DiffusionFMLib.fitting.noddi_signal import Protocol, signal_parts
 from DiffusionFMLib.gradients import GradientTable
-from DiffusionFMLib.physics import DKI, NODDI, SignalModel
+from DiffusionFMLib.physics import DKI, NODDI
 from DiffusionFMLib.physics.tensor_arrays import spread_directions
 from DiffusionFMLib.settings import FitSettings
 
 DIRECTIONS: Final = 20
 """Per shell, that the kurtosis is looked at in."""
 
-CORRECTIONS: Final = 1
-"""More change NDI and FWF by less than 0.005, at b-values up to 3000."""
-
-CHUNK: Final = 1 << 12
-"""Voxels whose covariance is propagated at once."""
+STEPS: Final = 8
+DAMPING: Final = (0.01, 0.2, 10.0)
+"""Of Levenberg-Marquardt: at first, and its factors after a good and a bad step."""
 
 LOG_RANGE: Final = (-12.0, 0.0)
 """Of signals over S0."""
 
-
-def noddi_of(theta: NDArray[np.float32], gtab: GradientTable, report: Report) -> NDArray[np.float32]:
-    """NODDI's parameters of kurtosis parameters.
-
-    Parameters
-    ----------
-    theta : array, shape (22, V)
-        Of `DKI`, in scanner RAS.
-    gtab : GradientTable
-        The protocol that they were estimated at.
-    report : Report
-
-    Returns
-    -------
-    array, shape (7, V)
-    """
-    dense = many_directions(gtab)
-    design = DKI().design(dense).astype(np.float32)
-    wanted = np.clip(design[:, :-1] @ theta[:-1], *LOG_RANGE)
-    found = _parameters(wanted, dense, NODDI(), report)
-    for _ in range(CORRECTIONS):
-        signal = _log_noddi(found, dense)
-        kurtosis = _parameters(signal, dense, DKI(), report)
-        found = _parameters(np.clip(wanted + signal - design @ kurtosis, *LOG_RANGE), dense, NODDI(), report)
-    found[-1] += theta[-1]
-    return found
-
-
-def noddi_covariance(theta: Tensor, kurtosis: Tensor, covariance: Tensor, gtab: GradientTable) -> Tensor:
-    """Covariance of NODDI's parameters, to first order, shape (V, 7, 7), float64.
-
-    Parameters
-    ----------
-    theta : Tensor, shape (7, V)
-        What `noddi_of` found.
-    kurtosis : Tensor, shape (22, V)
-        What it found it for.
-    covariance : Tensor, shape (V, 22, 22)
-        Of these.
-    gtab : GradientTable
-        As there.
-    """
-    dense = many_directions(gtab)
-    protocol = Protocol.of(dense, theta.device, torch.float64)
-    design = torch.as_tensor(DKI().design(dense), device=theta.device)
-    parts = []
-    for start in range(0, theta.shape[1], CHUNK):
-        x, k = (t[:, start : start + CHUNK].double() for t in (theta, kurtosis))
-        mu, s0 = x[:3] / x[:3].norm(dim=0).clamp_min(1e-12), x[6].exp()
-        signal, slopes = linearised(protocol, mu, torch.cat([x[3:6], s0[None]]), 0.0)
-        by_unknown = torch.stack([slope / signal for slope in slopes], -1).movedim(1, 0)
-        # the kurtosis fit of a small change of the signal
-        weighted = design * (design @ k).clamp(-30, 30).mul(2).exp().T[..., None]
-        changed = torch.linalg.solve(weighted.mT @ design, weighted.mT @ by_unknown)
-        given = covariance[start : start + CHUNK].double()
-        information = changed.mT @ torch.linalg.solve(given, changed)
-        information[:, range(3), range(3)] += Prior.at(x[3:6], 1.0).curvature.T
-        to_theta = unknowns_to_theta(x)
-        parts.append(to_theta @ covariance_of(information) @ to_theta.mT)
-    return torch.cat(parts)
+CHUNK: Final = 1 << 12
+"""Voxels that are solved for at once."""
 
 
 def many_directions(gtab: GradientTable) -> GradientTable:
@@ -106,17 +46,113 @@ def many_directions(gtab: GradientTable) -> GradientTable:
     return GradientTable(bvals, np.concatenate([np.zeros((1, 3)), *[g] * len(gtab.shells)]))
 
 
-def _parameters(
-    log_signal: NDArray[np.float32], gtab: GradientTable, model: SignalModel, report: Report
-) -> NDArray[np.float32]:
-    """A model's parameters of signals without noise, shape (P, V)."""
-    signal = np.exp(log_signal.T)[:, None, None]
-    scan = Acquisition(np.ascontiguousarray(signal, np.float32), np.eye(4), gtab)
-    return fit(scan, model, FitSettings(model=model.name), report).parameters.T.astype(np.float32)
+class Neurites:
+    """Finds NODDI's parameters of posteriors of the kurtosis at one protocol.
+
+    Parameters
+    ----------
+    gtab : GradientTable
+        The protocol that the kurtosis was estimated at.
+    """
+
+    def __init__(self, gtab: GradientTable) -> None:
+        self._gtab = many_directions(gtab)
+        self._protocol = Protocol.of(self._gtab, torch.device("cpu"), torch.float64)
+        self._design = torch.as_tensor(DKI().design(self._gtab))
+
+    def find(self, kurtosis: Tensor, covariance: Tensor, report: Report) -> tuple[Tensor, Tensor]:
+        """Parameters of NODDI, shape (7, V), and their covariance, shape (V, 7, 7).
+
+        Parameters
+        ----------
+        kurtosis : Tensor, shape (22, V)
+            Posterior mean of the parameters of `DKI`, in scanner RAS.
+        covariance : Tensor, shape (V, 22, 22)
+        report : Report
+        """
+        start = self._start(kurtosis, report)
+        theta, spread = torch.empty_like(start), start.new_empty(start.shape[1], len(start), len(start))
+        for first in range(0, start.shape[1], CHUNK):
+            report.check()
+            part = slice(first, first + CHUNK)
+            target = _Target.of(self._design, kurtosis[:, part].double(), covariance[part].double())
+            found, information = self._search(start[:, part].double(), target)
+            turned = unknowns_to_theta(found)
+            theta[:, part] = found.float()
+            spread[part] = (turned @ covariance_of(information) @ turned.mT).float()
+        return theta, spread
+
+    def _start(self, kurtosis: Tensor, report: Report) -> Tensor:
+        """NODDI's fit to the signals that the kurtosis gives, shape (7, V)."""
+        design = self._design.float()
+        signal = (design[:, :-1] @ kurtosis[:-1]).clamp(*LOG_RANGE).exp()
+        scan = Acquisition(np.ascontiguousarray(signal.T.numpy()[:, None, None]), np.eye(4), self._gtab)
+        found = fit(scan, NODDI(), FitSettings(model=NODDI.name, device="cpu"), report).parameters.T
+        theta = torch.from_numpy(np.ascontiguousarray(found))
+        theta[-1] += kurtosis[-1]
+        return theta
+
+    def _search(self, theta: Tensor, target: _Target) -> tuple[Tensor, Tensor]:
+        """Levenberg-Marquardt in all voxels of a chunk at once; and the information of the six unknowns at its end."""
+        low, high = (theta.new_tensor(part)[:3, None] for part in (LOW, HIGH))
+        theta = torch.cat([theta[:3] / theta[:3].norm(dim=0).clamp_min(1e-12), theta[3:6].clamp(low, high), theta[6:]])
+        damping = torch.full_like(theta[0], DAMPING[0])
+        cost, information, downhill = self._linearised(theta, target)
+        for _ in range(STEPS):
+            damped = information + torch.diag_embed(information.diagonal(dim1=1, dim2=2) * damping[:, None] + 1e-9)
+            step = torch.linalg.solve(damped, downhill).T
+            e1, e2 = across(theta[:3])
+            mu = theta[:3] + step[4] * e1 + step[5] * e2
+            proposed = torch.cat(
+                [mu / mu.norm(dim=0).clamp_min(1e-12), (theta[3:6] + step[:3]).clamp(low, high), theta[6:] + step[3]]
+            )
+            other, other_information, other_downhill = self._linearised(proposed, target)
+            better = other < cost
+            theta = torch.where(better, proposed, theta)
+            cost = torch.where(better, other, cost)
+            information = torch.where(better[:, None, None], other_information, information)
+            downhill = torch.where(better[:, None], other_downhill, downhill)
+            damping = damping * torch.where(better, DAMPING[1], DAMPING[2])
+        return theta, information
+
+    def _linearised(self, theta: Tensor, target: _Target) -> tuple[Tensor, Tensor, Tensor]:
+        """Cost, shape (V,), and by the `UNKNOWNS`, ln S0 for S0, information (V, 6, 6) and the way downhill (V, 6)."""
+        parts = signal_parts(self._protocol, theta[:3], theta[3:6], derivatives=True)
+        signal = parts.model
+        e1, e2 = (self._protocol.bvecs @ axis for axis in across(theta[:3]))
+        by_unknown = (parts.by_ndi, parts.by_odi, parts.by_fwf, signal, parts.by_cosine * e1, parts.by_cosine * e2)
+        slopes = target.reach @ torch.stack([slope / signal for slope in by_unknown], -1).movedim(1, 0)
+        left = (target.reach @ (signal.log() + theta[6] - target.log_signal).T[..., None])[..., 0]
+        prior = Prior.at(theta[3:6], 1.0)
+        information = slopes.mT @ slopes
+        information[:, range(3), range(3)] += prior.curvature.T
+        downhill = -(slopes.mT @ left[..., None])[..., 0]
+        downhill[:, :3] += prior.pull.T
+        return left.square().sum(1) + prior.cost, information, downhill
 
 
-def _log_noddi(theta: NDArray[np.float32], gtab: GradientTable) -> NDArray[np.float32]:
-    """Log signal over S0 of NODDI's parameters, shape (N, V)."""
-    parts = torch.from_numpy(theta.T).split(1 << 14)
-    signals = torch.cat([NODDI().signal(part, gtab) / part[:, -1:].exp() for part in parts])
-    return signals.log().T.numpy()
+@dataclass(frozen=True, eq=False)
+class _Target:
+    """What neurites are compared with.
+
+    Parameters
+    ----------
+    log_signal : Tensor, shape (M, V)
+        Of the kurtosis' mean.
+    reach : Tensor, shape (V, 22, M)
+        Takes a change of the log signal to that of its kurtosis fit, whitened by the posterior.
+    """
+
+    log_signal: Tensor
+    reach: Tensor
+
+    @classmethod
+    def of(cls, design: Tensor, kurtosis: Tensor, covariance: Tensor) -> _Target:
+        log_signal = design @ kurtosis
+        weighted = (log_signal - kurtosis[-1]).clamp(*LOG_RANGE).mul(2).exp().T[..., None] * design
+        fitted = torch.linalg.solve(weighted.mT @ design, weighted.mT)
+        variances = torch.diag_embed(covariance.diagonal(dim1=1, dim2=2))
+        factor, failed = torch.linalg.cholesky_ex(covariance)
+        # where rounding left no Gaussian, its variances are used
+        factor = torch.where((failed > 0)[:, None, None], variances.sqrt(), factor)
+        return cls(log_signal, torch.linalg.solve_triangular(factor, fitted, upper=False))
