@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "Evaluation"))
 from baselines import KURTOSIS, RIDGE_MEAN, least_squares, ridge_of, smoothed_scan
 from brain_phantom import SCRIPT, BrainPhantom
 from microstructure import errors
-from per_scan import train_on_scan
+from per_scan import neighbourhoods, train_on_scan
 
 AFFINE = np.diag([-2.0, 2, 2, 1])
 
@@ -73,14 +73,29 @@ def test_the_network_of_a_scan_finds_its_tensors():
     gtab = scheme((1000, 20))
     theta = tensors(2000)
     signal = DTI().signal(torch.as_tensor(theta), gtab).numpy().astype(np.float32)
-    found = train_on_scan(signal, gtab, "dti", epochs=120)
+    found = train_on_scan(scan(signal, gtab), "dti", steps=480)
     maps, truth = (MODELS["dti"].maps(torch.as_tensor(part)) for part in (found, theta))
     # it starts from a ball, whose FA is .34 off on average
     assert float((maps["fa"] - truth["fa"]).abs().mean()) < 0.06
     assert float((maps["md"] - truth["md"]).abs().mean()) * 1e3 < 0.03
     np.testing.assert_allclose(maps["s0"], 800, rtol=0.05)
-    once, again = (train_on_scan(signal[:600], gtab, "noddi", epochs=1) for _ in range(2))
+    once, again = (train_on_scan(scan(signal[:600], gtab), "noddi", steps=2) for _ in range(2))
     np.testing.assert_array_equal(once, again)
+
+
+def test_neighbours_are_those_in_the_mask():
+    gtab = scheme((1000, 6))
+    signal = np.random.default_rng(0).uniform(1, 2, (4, 3, 3, 7)).astype(np.float32)
+    mask = np.ones((4, 3, 3), bool)
+    mask[3] = False
+    around, scale = neighbourhoods(Acquisition(signal, AFFINE, gtab, mask), 1)
+    assert around.shape == (27, 27, 7)
+    voxel = np.flatnonzero((np.argwhere(mask) == [2, 1, 1]).all(1))[0]
+    assert scale[voxel] == pytest.approx(signal[1:3, :, :, 0].mean(), rel=1e-5)
+    expected = np.where(mask[1:, ..., None], signal[1:], 0).reshape(27, 7) / scale[voxel]
+    np.testing.assert_allclose(around[voxel], expected, rtol=1e-6)
+    own, _ = neighbourhoods(Acquisition(signal, AFFINE, gtab, mask), 0)
+    np.testing.assert_allclose(own[:, 0], signal[mask] / signal[mask][:, :1], rtol=1e-6)
 
 
 def test_averaging_stays_inside_the_mask():

@@ -67,7 +67,9 @@ def rows(
             for before, prepared in cases.items():
                 yield judged(phantom, prepared, model, name, method, before)
         if model in PARAMETERS:
-            yield judged(phantom, case, model, "per-scan network", partial(per_scan, model=model))
+            for radius, name in ((0, "voxelwise"), (1, "3 x 3 x 3")):
+                trained = partial(per_scan, model=model, radius=radius)
+                yield judged(phantom, case, model, f"per-scan network, {name}", trained)
         if library:
             yield judged(phantom, case, model, "FORCE", partial(force, model=model, library=library))
         if model in weights:

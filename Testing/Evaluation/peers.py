@@ -141,9 +141,9 @@ def ridge(case: Case, model: str) -> Maps:
     return of_parameters(theta.T, model)
 
 
-def per_scan(case: Case, model: str) -> Maps:
-    """By a network that is trained on this scan."""
-    theta = train_on_scan(case.scan.signal[case.scan.mask], case.scan.gtab, model)
+def per_scan(case: Case, model: str, radius: int) -> Maps:
+    """By a network that is trained on this scan, and sees neighbours to this many voxels."""
+    theta = train_on_scan(case.scan, model, radius)
     return of_parameters(theta[case.judged[case.scan.mask]], model)
 
 
