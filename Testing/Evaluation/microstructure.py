@@ -4,8 +4,8 @@
 
 Every method gets the same noisy scan. The truth of kurtosis is the noise-free fit of very many directions at b = 1000
 and 2000, which are the scans' own shells: it is the published tables' reference (MK within .001). That of NODDI is what
-the phantom was made of. DIPY and AMICO come with their defaults; a row is left out where its package or the prior's
-weights are not there, or its method cannot fit the scan.
+the phantom was made of. DIPY and AMICO come with their defaults; a row is left out where its package is not there, or
+its method cannot fit the scan.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ from DiffusionFMLib.prior.weights import load_weights
 
 DENOISER = "MP-PCA"
 SMOOTHER = f"Gaussian {WIDTH:g}"
+
+CARRIER = {"noddi": "dki"}
+"""Models whose maps are made from another's prior."""
 
 FORCE_LIBRARY = 30_000
 """FORCE's own default is 500,000, which takes an hour."""
@@ -142,8 +145,8 @@ def main() -> None:
         cases = {snr: phantom.case(scheme, snr) for snr in arguments.snr}
         gtab = next(iter(cases.values())).scan.gtab
         models = [name for name in arguments.only if (len(gtab.shells) > 1) == (name != "dti")]
-        weights = {} if arguments.no_prior else {name: given.get(name, "") for name in models}
-        weights = {name: path for name, path in weights.items() if path or "prior" in MODELS[name].methods}
+        weights = {} if arguments.no_prior else {name: given.get(CARRIER.get(name, name), "") for name in models}
+        weights = {name: path for name, path in weights.items() if "prior" in MODELS[name].methods}
         library = force_library(gtab, arguments.force) if arguments.force else {}
         found = {snr: list(rows(phantom, case, models, weights, library)) for snr, case in cases.items()}
         for model in models:
