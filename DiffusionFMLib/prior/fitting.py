@@ -133,7 +133,7 @@ def _estimate(
     report: Report,
     device: torch.device,
 ) -> tuple[PriorEstimate, Readout, dict[str, Any]]:
-    """The posterior as the settings ask for it, what reads maps from it, and what provenance says of how it was made."""
+    """The posterior as the settings ask for it, what reads maps from it, and what provenance is to say of it."""
     scan = ScanPosterior(acquisition, mask, noise, trained, device)
     facts: dict[str, Any] = {}
     if settings.adaptation != "none":

@@ -1,7 +1,7 @@
 """NODDI from the prior's kurtosis: the neurites whose signals have the kurtosis that data and neighbours agree on.
 
 The kurtosis model's expansion is cut off, so that the kurtosis fit of a NODDI signal is not that signal. Neurites are
-therefore compared by the kurtosis fit of their signals, h(phi), with the posterior of the kurtosis, a Gaussian of mean m
+therefore compared by the kurtosis fit h(phi) of their signals with the posterior of the kurtosis, a Gaussian of mean m
 and covariance P: what is minimised is (h(phi) - m)' P^-1 (h(phi) - m), and NODDI's own weak priors.
 """
 
