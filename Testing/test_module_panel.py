@@ -160,7 +160,7 @@ def test_tracts_appear_where_they_are(driver):
 def test_second_run_updates_in_place_and_leaves_the_views_alone(driver):
     import slicer
 
-    from DiffusionFMSlicer.scene.views import showVolume
+    from DiffusionFMSlicer.scene.views import compositeNodes, showVolume
 
     driver.useFakeWorker("ok")
     scan = addSmallScan()
@@ -174,8 +174,7 @@ def test_second_run_updates_in_place_and_leaves_the_views_alone(driver):
     again = driver.results()
     assert all(again[name] is node for name, node in first.items())
     np.testing.assert_array_equal(slicer.util.arrayFromVolume(again["fa"]), 2 * smallScan()[0][..., 1])
-    composite = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
-    assert all(c.GetBackgroundVolumeID() == first["md"].GetID() for c in composite)
+    assert {c.GetBackgroundVolumeID() for c in compositeNodes()} == {first["md"].GetID()}
 
 
 def test_apply_twice_starts_one_run(driver):
