@@ -120,7 +120,7 @@ def test_neurites_are_found_in_their_kurtosis(shells: tuple[float, ...], fwf_err
 
 
 def test_what_kurtosis_is_unsure_of_neurites_are() -> None:
-    """First order against the spread of solutions over draws."""
+    """First order, as of an efficient estimate, against the spread of solutions over draws, which is not below it."""
     gtab = table(1000.0, 2000.0)
     theta = neurites(12)
     kurtosis = kurtosis_of(theta, gtab)
@@ -136,7 +136,7 @@ def test_what_kurtosis_is_unsure_of_neurites_are() -> None:
     spread = found.numpy().reshape(7, 12, 200).std(-1)
     expected = first_order.diagonal(dim1=1, dim2=2).sqrt().numpy().T
     for parameter in (3, 4, 5):
-        assert 0.6 < np.median(spread[parameter] / expected[parameter]) < 1.4
+        assert 0.9 < np.median(spread[parameter] / expected[parameter]) < 2
 
 
 # --- as a method -----------------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def test_thirteen_volumes_give_all_maps(name: str, weights: Path) -> None:
     assert all(np.isfinite(image.data).all() for image in maps.values())
     inner = (slice(2, -2),) * 3
     if name == "noddi":
-        for parameter, index, bound in (("ndi", 3, 0.08), ("odi", 4, 0.1), ("fwf", 5, 0.08)):
+        for parameter, index, bound in (("ndi", 3, 0.08), ("odi", 4, 0.06), ("fwf", 5, 0.08)):
             error = maps[parameter].data[inner] - theta[index]
             assert np.sqrt(np.mean(error**2)) < bound
     else:

@@ -1,8 +1,10 @@
 """NODDI from the prior's kurtosis: the neurites whose signals have the kurtosis that data and neighbours agree on.
 
 The kurtosis model's expansion is cut off, so that the kurtosis fit of a NODDI signal is not that signal. Neurites are
-therefore compared by the kurtosis fit h(phi) of their signals with the posterior of the kurtosis, a Gaussian of mean m
-and covariance P: what is minimised is (h(phi) - m)' P^-1 (h(phi) - m), and NODDI's own weak priors.
+therefore compared by the kurtosis fit of their signals with the posterior of the kurtosis, and NODDI's own weak priors
+keep them off their bounds. Differences count as they do in the signal. To weigh them by the posterior's covariance
+would be efficient if that were exact, but takes on the bias of what the prior is wrongly sure of (measured: an error of
+ODI of .077 instead of .063); it only tells how sure the result is, as if it were efficient.
 """
 
 from __future__ import annotations
@@ -75,8 +77,9 @@ class Neurites:
         for first in range(0, start.shape[1], CHUNK):
             report.check()
             part = slice(first, first + CHUNK)
-            target = _Target.of(self._design, kurtosis[:, part].double(), covariance[part].double())
-            found, information = self._search(start[:, part].double(), target)
+            given, spread_of = kurtosis[:, part].double(), covariance[part].double()
+            found = self._search(start[:, part].double(), _Target.by_signal(self._design, given, spread_of))
+            _, information, _ = self._linearised(found, _Target.of(self._design, given, spread_of))
             turned = unknowns_to_theta(found)
             theta[:, part] = found.float()
             spread[part] = (turned @ covariance_of(information) @ turned.mT).float()
@@ -92,8 +95,8 @@ class Neurites:
         theta[-1] += kurtosis[-1]
         return theta
 
-    def _search(self, theta: Tensor, target: _Target) -> tuple[Tensor, Tensor]:
-        """Levenberg-Marquardt in all voxels of a chunk at once; and the information of the six unknowns at its end."""
+    def _search(self, theta: Tensor, target: _Target) -> Tensor:
+        """Levenberg-Marquardt in all voxels of a chunk at once."""
         low, high = (theta.new_tensor(part)[:3, None] for part in (LOW, HIGH))
         theta = torch.cat([theta[:3] / theta[:3].norm(dim=0).clamp_min(1e-12), theta[3:6].clamp(low, high), theta[6:]])
         damping = torch.full_like(theta[0], DAMPING[0])
@@ -113,7 +116,7 @@ class Neurites:
             information = torch.where(better[:, None, None], other_information, information)
             downhill = torch.where(better[:, None], other_downhill, downhill)
             damping = damping * torch.where(better, DAMPING[1], DAMPING[2])
-        return theta, information
+        return theta
 
     def _linearised(self, theta: Tensor, target: _Target) -> tuple[Tensor, Tensor, Tensor]:
         """Cost, shape (V,), and by the `UNKNOWNS`, ln S0 for S0, information (V, 6, 6) and the way downhill (V, 6)."""
@@ -148,11 +151,24 @@ class _Target:
 
     @classmethod
     def of(cls, design: Tensor, kurtosis: Tensor, covariance: Tensor) -> _Target:
-        log_signal = design @ kurtosis
-        weighted = (log_signal - kurtosis[-1]).clamp(*LOG_RANGE).mul(2).exp().T[..., None] * design
+        log_signal, weighted = _weighted(design, kurtosis)
         fitted = torch.linalg.solve(weighted.mT @ design, weighted.mT)
         variances = torch.diag_embed(covariance.diagonal(dim1=1, dim2=2))
         factor, failed = torch.linalg.cholesky_ex(covariance)
         # where rounding left no Gaussian, its variances are used
         factor = torch.where((failed > 0)[:, None, None], variances.sqrt(), factor)
         return cls(log_signal, torch.linalg.solve_triangular(factor, fitted, upper=False))
+
+    @classmethod
+    def by_signal(cls, design: Tensor, kurtosis: Tensor, covariance: Tensor) -> _Target:
+        """With a covariance as large, but that of a fit to signals of equal noise."""
+        _, weighted = _weighted(design, kurtosis)
+        information = weighted.mT @ design
+        variance = (information * covariance).sum((1, 2)) / len(kurtosis)
+        return cls.of(design, kurtosis, variance[:, None, None] * torch.linalg.inv(information))
+
+
+def _weighted(design: Tensor, kurtosis: Tensor) -> tuple[Tensor, Tensor]:
+    """Log signal of the kurtosis, shape (M, V), and the design times its squared signal over S0, shape (V, M, 22)."""
+    log_signal = design @ kurtosis
+    return log_signal, (log_signal - kurtosis[-1]).clamp(*LOG_RANGE).mul(2).exp().T[..., None] * design
