@@ -25,7 +25,7 @@ from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.events import SilentReport
 from DiffusionFMLib.fitting import fit
 from DiffusionFMLib.gradients import GradientTable
-from DiffusionFMLib.physics import MODELS
+from DiffusionFMLib.physics import METHODS, MODELS
 from DiffusionFMLib.settings import FitSettings
 from DiffusionFMLib.simulation.scanner import gradient_table
 
@@ -174,7 +174,7 @@ def rows(schemes: tuple[str, ...] = tuple(SCHEMES), snrs: tuple[int, ...] = SNRS
         for snr in snrs:
             acquisition = scan(truth, clean, gtab, snr)
             peer_maps, peer_seconds = amico(acquisition)
-            for method in MODELS["noddi"].methods:
+            for method in filter(lambda name: METHODS[name].voxelwise, MODELS["noddi"].methods):
                 # what is compiled or loaded at first use is not the fit's
                 ours(acquisition, method)
                 maps, seconds = ours(acquisition, method)
