@@ -7,6 +7,7 @@ from typing import Any
 
 import qt
 
+from DiffusionFMLib.physics import MODELS
 from DiffusionFMSlicer import resultlist
 from DiffusionFMSlicer.scene import display, tracts, views
 from DiffusionFMSlicer.scene.results import NAME, RUN, SCAN, resultNodes
@@ -14,11 +15,8 @@ from DiffusionFMSlicer.scene.results import NAME, RUN, SCAN, resultNodes
 FIRST_MAPS = ("fa", "adc", "ndi")
 """What is shown first of a model's maps."""
 
-COMPARED = (
-    ("dti wls", "fa"), ("dti prior", "fa"), ("dti prior", "fa_sd"),
-    ("dti wls", "md"), ("dti prior", "md"), ("dti prior", "disagreement"),
-)  # fmt: skip
-"""Runs and maps of the comparison, two rows of three: conventional, prior, uncertainty."""
+COMPARED = {"dti": ("fa", "md"), "dki": ("mk", "fa"), "noddi": ("ndi", "odi")}
+"""Two maps of each model with a prior, for the comparison."""
 
 
 class Presenter:
@@ -111,7 +109,15 @@ class Presenter:
             for n in resultNodes()
             if n.GetNodeReference(SCAN) is self._scan()
         }
-        return [by[key] for key in COMPARED if key in by] if all(key in by for key in COMPARED) else []
+        shown = {n.GetAttribute(RUN).split()[0] for n in self.resultsByName().values()}
+        for model in sorted(COMPARED, key=lambda name: name not in shown):
+            prior, conventional = f"{model} prior", f"{model} {MODELS[model].methods[0]}"
+            first, second = COMPARED[model]
+            rows = ((first, f"{first}_sd"), (second, "disagreement"))
+            keys = [key for name, doubt in rows for key in ((conventional, name), (prior, name), (prior, doubt))]
+            if all(key in by for key in keys):
+                return [by[key] for key in keys]
+        return []
 
     def showComparison(self) -> None:
         """Conventional maps, those of the prior, and uncertainty, side by side."""
