@@ -182,9 +182,8 @@ class Worker:
             for line in self._lines:
                 if line.strip():
                     self._take(line)
-        except Exception:
-            # a worker that hears nothing any more could be neither cancelled nor ended
-            traceback.print_exc()
+        except OSError as error:
+            sys.stderr.write(f"requests cannot be read any more: {error}\n")
         self._abandon()
 
     def _take(self, line: bytes) -> None:
@@ -259,6 +258,12 @@ def main() -> None:
             sys.stderr.write(f"nobody reads the events any more: {error}\n")
             abandon()
 
+    def crash(what: threading.ExceptHookArgs) -> None:
+        # a worker that hears nothing any more could be neither cancelled nor ended
+        threading.__excepthook__(what)
+        end(1)
+
+    threading.excepthook = crash
     signal.signal(signal.SIGTERM, abandon)
     try:
         Worker(sys.stdin.buffer, emit, abandon, _preload).serve()

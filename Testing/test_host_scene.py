@@ -134,6 +134,16 @@ def test_module_test_class_runs(toy):
     assert Toy.events[-1] == "test"
 
 
+def test_module_without_tests_says_so(slicerHost, caplog):
+    from slicer.ScriptedLoadableModule import ScriptedLoadableModuleTest
+
+    class UntestedTest(ScriptedLoadableModuleTest):
+        pass
+
+    UntestedTest().runTest()
+    assert "UntestedTest defines no test." in caplog.messages
+
+
 def test_missing_module_is_named(slicerHost):
     with pytest.raises(FileNotFoundError, match=r"Nowhere\.py"):
         slicerHost.loadModule("Nowhere.py")

@@ -27,7 +27,7 @@ from DiffusionFMLib.maps import FitStatus, ParameterMap, with_prior_maps
 from DiffusionFMLib.physics import DTI, METHODS, MODELS, support
 from DiffusionFMLib.physics.tensor_arrays import spread_directions
 from DiffusionFMLib.prior.coordinates import WhitenedDesign, coordinates_of
-from DiffusionFMLib.prior.disagreement import distance, in_sigma
+from DiffusionFMLib.prior.disagreement import distance, empirical_null, in_sigma
 from DiffusionFMLib.prior.fitting import fit
 from DiffusionFMLib.prior.information import Information, Measurements
 from DiffusionFMLib.prior.posterior import posterior
@@ -215,6 +215,18 @@ def test_disagreement_is_standard_normal_where_the_prior_is_right(count):
     assert 0.004 < np.mean(found > 2.326) < 0.014
 
 
+def test_what_is_wrong_everywhere_is_the_null_and_lesions_still_stand_out():
+    rng = np.random.default_rng(0)
+    shown = 1.5 + 2 * rng.normal(size=20_000)
+    shown[:800] += 12
+    shown[-3:] = np.nan
+    centre, width = empirical_null(torch.from_numpy(shown))
+    assert centre == pytest.approx(1.5, abs=0.2)
+    assert width == pytest.approx(2.0, rel=0.1)
+    # a scan that is as the prior expects, or better, stays as it is
+    assert empirical_null(torch.from_numpy(0.8 * rng.normal(size=20_000) - 0.5)) == (0.0, 1.0)
+
+
 @pytest.mark.parametrize("count", [3, 6])
 @pytest.mark.parametrize("shift", [-5.0, 8.0])
 def test_what_the_prior_does_not_know_stands_out(count, shift):
@@ -238,6 +250,25 @@ def test_voxels_without_a_signal_are_told_and_tell_the_others_nothing():
     assert (status == FitStatus.DEGENERATE).sum() == 2
     assert all(not maps[name].data[6, 6, 4].any() for name in maps if name != "status")
     assert 0.5 < maps["fa"].data[6, 6, 5] < 0.95
+
+
+@pytest.mark.parametrize("model", ["dti", "noddi"])
+def test_a_mask_with_much_air_in_it_will_do(model, monkeypatch):
+    """Whole chunks of voxels without a signal."""
+    monkeypatch.setattr("DiffusionFMLib.prior.fitting.CHUNK", 100)
+    acquisition = block()
+    bvals = acquisition.gtab.bvals.copy()
+    bvals[8:] = 2000
+    signal = acquisition.signal.copy()
+    signal[:3] = 0
+    scan = replace(acquisition, signal=signal, gtab=GradientTable(bvals, acquisition.gtab.bvecs))
+    settings = replace(PRIOR, model=model)
+    maps = fit(scan, MODELS[model], settings, SilentReport()).maps
+    status = maps["status"].data
+    assert (status[:3] == FitStatus.DEGENERATE).all()
+    assert (status[3:] != FitStatus.DEGENERATE).all()
+    assert not maps["s0"].data[:3].any()
+    assert (maps["s0"].data[3:] > 100).all()
 
 
 def test_a_scan_without_noise_is_told():

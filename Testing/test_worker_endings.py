@@ -174,6 +174,26 @@ def test_no_orphan_outlives_a_killed_parent(big_scan, tmp_path):
     assert not (tmp_path / "maps").exists()
 
 
+DEAF = """
+from DiffusionFMLib import worker
+
+def broken(line):
+    raise RuntimeError("a bug")
+
+worker.parse_request = broken
+worker.main()
+"""
+
+
+def test_a_worker_that_hears_nothing_any_more_ends_with_an_error():
+    """Waiting for the next request, it could be neither cancelled nor ended."""
+    done = subprocess.run(
+        [sys.executable, "-c", DEAF], input="{}\n", capture_output=True, env=ENVIRONMENT, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert "RuntimeError: a bug" in done.stderr
+
+
 def test_two_workers_share_an_output_folder(worker, scan, clean, tmp_path):
     with WorkerClient() as other:
         # once it has loaded all it needs, both write at about the same time

@@ -59,5 +59,6 @@ def empirical_null(disagreement: Tensor) -> tuple[float, float]:
         At least 0 and 1: motion and a model that does not quite hold make everything less likely than noise alone. The
         width comes from the lower half, where nothing that is abnormal counts (Efron, 2004).
     """
-    low, middle = torch.quantile(disagreement[:: -(-len(disagreement) // SAMPLE)], torch.tensor([0.1587, 0.5])).tolist()
+    some = disagreement[:: -(-len(disagreement) // SAMPLE)]
+    low, middle = torch.nanquantile(some, some.new_tensor([0.1587, 0.5])).tolist()
     return max(middle, 0.0), max(middle - low, 1.0)

@@ -191,6 +191,10 @@ def _write(
         report.progress(start, len(signal), MAPS)
         here = usable[mask][start : start + CHUNK]
         inside, known = torch.from_numpy(here), number[start : start + CHUNK][here]
+        if not len(known):
+            nothing = torch.zeros(len(model.parameters), len(here))
+            output.write(start, len(here), nothing, {STATUS.name: nothing[0] + FitStatus.DEGENERATE})
+            continue
         theta, sd = readout.of(known)
         measured = torch.from_numpy(signal[start : start + CHUNK][here])
         left = (measured - model.signal(theta.T, gtab)) * (-theta[-1:].T).exp()
