@@ -14,14 +14,18 @@ from scipy.spatial.transform import Rotation
 from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.events import SilentReport
 from DiffusionFMLib.fitting import fit as conventional_fit
+from DiffusionFMLib.fitting.uncertainty import MAX_ERROR
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.maps import with_prior_maps
 from DiffusionFMLib.physics import DKI, DTI, MODELS, NODDI, support
+from DiffusionFMLib.physics.dki import MAX_KURTOSIS
 from DiffusionFMLib.physics.tensor_arrays import QUARTIC, quartic_form, spread_directions
 from DiffusionFMLib.prior.coordinates import coordinates_of, quartic_harmonics, turning
+from DiffusionFMLib.prior.estimate import PriorEstimate
 from DiffusionFMLib.prior.fitting import fit
 from DiffusionFMLib.prior.network import NetworkShape, PriorNetwork
 from DiffusionFMLib.prior.neurites import Neurites, many_directions
+from DiffusionFMLib.prior.readout import Readout
 from DiffusionFMLib.prior.weights import save_weights
 from DiffusionFMLib.settings import FitSettings
 
@@ -185,6 +189,21 @@ def test_thirteen_volumes_give_all_maps(name: str, weights: Path) -> None:
         assert np.median(maps["fa"].data[inner]) == pytest.approx(float(truth["fa"]), abs=0.05)
     along = np.abs(maps["v1"].data[inner] @ theta[:3])
     assert np.median(along) > 0.99
+
+
+def test_values_at_the_end_of_their_range_are_not_called_sure() -> None:
+    """Kurtosis far above what maps hold: clipped in every draw."""
+    scan, _ = sparse_scan()
+    theta = np.zeros((22, 4), np.float32)
+    theta[[0, 3, 5]], theta[[6, 7, 8]], theta[[15, 16, 17]] = 0.5, 6.0, 2.0
+    covariance = np.repeat(1e-6 * np.eye(22, dtype=np.float32)[..., None], 4, 2)
+    rest = np.zeros(4, np.float32)
+    slope = coordinates_of(DKI()).basis
+    readout = Readout(DKI(), scan.gtab, PriorEstimate(theta, theta, covariance, rest, rest, slope), SilentReport())
+    found, sd = readout.of(slice(None))
+    assert float(DKI().maps(found.T)["mk"][0]) == MAX_KURTOSIS
+    assert (sd["mk"] == MAX_ERROR).all()
+    assert (sd["md"] < 1e-5).all()
 
 
 def test_one_shell_tells_no_kurtosis_however_many_directions() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from DiffusionFMLib.events import Report
 from DiffusionFMLib.fitting.contract import maps_in_rows
-from DiffusionFMLib.fitting.uncertainty import spread_to_maps
+from DiffusionFMLib.fitting.uncertainty import MAX_ERROR, spread_to_maps
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.physics import NODDI, SignalModel
 from DiffusionFMLib.prior.estimate import PriorEstimate, ScanPosterior
@@ -48,7 +48,7 @@ class Readout:
         self._slope = torch.from_numpy(found.slope)
         self._neurites = Neurites(gtab) if isinstance(model, NODDI) else None
         self._names = [spec.name for spec in model.map_specs if not spec.components]
-        self._sampled: dict[str, NDArray[np.float64]] = {}
+        self._sampled: dict[str, Tensor] = {}
 
     def of(self, voxels: NDArray[np.intp] | slice) -> tuple[Tensor, dict[str, Tensor]]:
         """Parameters of some voxels, shape (P, V), and standard deviations of the model's scalar maps, (V,) each."""
@@ -60,7 +60,7 @@ class Readout:
             # NODDI's parameters have bounds, which draws would not keep to
             theta, spread = self._neurites.find(theta, self._carried(covariance), self._report)
             sd = spread_to_maps(self.model, theta, spread)
-        return theta, sd | {name: torch.from_numpy(values[voxels]).float() for name, values in self._sampled.items()}
+        return theta, sd | {name: values[voxels] for name, values in self._sampled.items()}
 
     def sample(self, scan: ScanPosterior, seed: int) -> None:
         """Take standard deviations from samples of the whole scan from here on."""
@@ -78,7 +78,7 @@ class Readout:
                 sums[:, part] += values
                 squares[:, part] += values**2
         variance = (squares - sums**2 / SAMPLES).clip(0) / (SAMPLES - 1)
-        self._sampled = dict(zip(self._names, np.sqrt(variance), strict=True))
+        self._sampled = dict(zip(self._names, _unless_held(torch.from_numpy(variance)).float(), strict=True))
 
     def _carried(self, covariance: Tensor) -> Tensor:
         """Covariance of parameters, of that of the whitened coordinates, shape (V, P, P)."""
@@ -101,4 +101,12 @@ class Readout:
             maps = maps_in_rows(self.model, theta + slope @ drawn)
             for name, total in squares.items():
                 total += (maps[name] - centre[name]).square()
-        return {name: (total / DRAWS).sqrt() for name, total in squares.items()}
+        return {name: _unless_held(total / DRAWS) for name, total in squares.items()}
+
+
+def _unless_held(variance: Tensor) -> Tensor:
+    """Standard deviations, shape (V,), of maps with this variance over draws.
+
+    A value that is brought back into its range in every draw does not vary, which is not to say that it is sure.
+    """
+    return torch.where(variance > 0, variance.sqrt(), MAX_ERROR)
