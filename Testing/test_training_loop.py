@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from scipy.spatial.transform import Rotation
 
 from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.cli import DONE, USER, main
-from DiffusionFMLib.errors import InputError, ProtocolError, SettingsError
+from DiffusionFMLib.errors import DiffusionFMError, InputError, ProtocolError, SettingsError
 from DiffusionFMLib.events import SilentReport
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.physics import DTI
@@ -84,6 +85,32 @@ def test_a_run_in_pieces_gives_the_same_weights(pool: Path, tmp_path: Path, monk
     assert any(not torch.equal(whole[name], start[name]) for name in whole)
     for name in whole:
         torch.testing.assert_close(pieces[name], whole[name], rtol=0, atol=1e-6)
+
+
+def spoil(monkeypatch, spoilt) -> None:
+    """Make the loss of some calls, counted from 0, not a number."""
+    count = iter(range(1000))
+
+    def spoiling(*args):
+        result = losses(*args)
+        return replace(result, total=result.total * torch.nan) if next(count) in spoilt else result
+
+    monkeypatch.setattr("DiffusionFMLib.training.loop.losses", spoiling)
+
+
+def test_a_step_without_a_finite_gradient_is_left_out(pool: Path, tmp_path: Path, monkeypatch) -> None:
+    spoil(monkeypatch, {1})
+    weights = run(pool, tmp_path, 4)
+    assert all(torch.isfinite(value).all() for value in weights.values())
+    monkeypatch.undo()
+    assert any(not torch.equal(value, weights[name]) for name, value in run(pool, tmp_path / "all", 4).items())
+
+
+def test_a_run_that_diverged_says_so(pool: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("DiffusionFMLib.training.loop.MAX_LEFT_OUT", 2)
+    spoil(monkeypatch, range(1000))
+    with pytest.raises(DiffusionFMError, match="last 3 steps had no finite gradient"):
+        run(pool, tmp_path, 4)
 
 
 def test_steps_lower_the_loss(examples: list[Example]) -> None:

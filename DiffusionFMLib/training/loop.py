@@ -43,6 +43,9 @@ COOL_DOWN: Final = 0.3
 EMA: Final = 0.998
 WEIGHT_DECAY: Final = 1e-3
 MAX_GRADIENT: Final = 4.0
+MAX_LEFT_OUT: Final = 20
+"""Steps without a finite gradient, one after another; more are no accident."""
+
 LOOK_PROBABILITY: Final = 0.25
 
 
@@ -118,6 +121,7 @@ class _Run:
         self.preset = PRESETS[settings.preset]
         self.steps = settings.steps or self.preset.steps
         self.step = 0
+        self._left_out = 0
         self.raw = network
         optimiser = torch.optim.AdamW(network.parameters(), weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98))
         self.network, self.optimiser = fabric.setup(network, optimiser)
@@ -183,13 +187,18 @@ class _Run:
         self.fabric.backward(result.total)
         norm = self.fabric.clip_gradients(self.network, self.optimiser, max_norm=MAX_GRADIENT, error_if_nonfinite=False)
         self.step += 1
-        if norm is None or not torch.isfinite(norm):
+        if norm is not None and not torch.isfinite(norm):
             # a voxel whose system rounding made singular: rare, and nothing to learn from
+            self._left_out += 1
+            if self._left_out > MAX_LEFT_OUT:
+                msg = f"The last {self._left_out} steps had no finite gradient: training has diverged."
+                raise DiffusionFMError(msg, "Start again in another folder, with another seed.")
             watch.leave_out()
             return
+        self._left_out = 0
         self.optimiser.step()
         self._ema.update_parameters(self.raw)
-        watch.add(result, float(norm))
+        watch.add(result, float(norm) if norm is not None else float("nan"))
 
 
 class _Watch:
