@@ -20,6 +20,7 @@ from DiffusionFMLib.prior.adaptation import Adjustment, adapt, can_adapt
 from DiffusionFMLib.prior.coordinates import coordinates_of
 from DiffusionFMLib.prior.estimate import ScanPosterior, estimate
 from DiffusionFMLib.prior.fitting import fit
+from DiffusionFMLib.prior.neighbourhood import WEIGHTS
 from DiffusionFMLib.prior.network import NetworkShape, PriorNetwork
 from DiffusionFMLib.prior.readout import SAMPLES
 from DiffusionFMLib.prior.sampling import sample
@@ -65,25 +66,27 @@ def posterior_of(directions: int, shift: float) -> tuple[ScanPosterior, np.ndarr
 
 
 def test_without_changes_the_output_is_the_networks() -> None:
-    raw = torch.randn(7 + 28 + 28, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    raw = torch.randn(7 + 28 + WEIGHTS, 3, 4, 5, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(Adjustment(COORDINATES.orders)(raw), raw)
 
 
 def test_each_factor_reaches_its_part_of_the_output() -> None:
     adjustment = Adjustment(COORDINATES.orders)
-    raw = torch.ones(63, 2, 2, 2)
+    raw = torch.ones(35 + WEIGHTS, 2, 2, 2)
     with torch.no_grad():
         adjustment.gains[1] = 3
         adjustment.log_precision += 5
         adjustment.offsets[-1] = 7
         adjustment.offsets[0] = 9
+        adjustment.b0_offset -= 2
         changed = (adjustment(raw) - raw)[:, 0, 0, 0]
-    expected = torch.zeros(63)
+    expected = torch.zeros(35 + WEIGHTS)
     expected[1:6] = 2
     expected[7:][[0, 7, 13, 18, 22, 25, 27]] = 5
     # neighbours that face each other across the voxel, and the wide neighbourhood
     expected[35:][[0, 26]] = 9
-    expected[-1] = 7
+    expected[35 + 27] = 7
+    expected[-28:] = -2
     torch.testing.assert_close(changed, expected)
 
 
@@ -106,7 +109,7 @@ def test_the_same_seed_adapts_the_same() -> None:
     one, same, other = (adapt(posterior, seed, SilentReport(), 3).to_dict() for seed in (1, 1, 2))
     assert one == same
     assert one != other
-    assert set(one) == {"gains", "choice", "offsets", "log_precision"}
+    assert set(one) == {"gains", "choice", "offsets", "b0_offset", "log_precision"}
 
 
 def test_three_directions_have_none_to_spare() -> None:

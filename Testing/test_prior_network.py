@@ -13,6 +13,7 @@ from DiffusionFMLib.prior.neighbourhood import (
     PASSES,
     SHIFTS,
     START_WEIGHTS,
+    WEIGHTS,
     Neighbourhood,
     network_input,
 )
@@ -49,6 +50,12 @@ def network(seed: int = 0, levels: int = 2) -> PriorNetwork:
     return made
 
 
+def b0_part(seed: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    precision = torch.rand(1, VOXELS, generator=generator, dtype=torch.float64)
+    return torch.cat([precision, torch.randn(1, VOXELS, generator=generator, dtype=torch.float64)])
+
+
 def rows(data: Information) -> torch.Tensor:
     return torch.cat([data.precision, data.vector]).reshape(-1, *SHAPE)
 
@@ -62,7 +69,7 @@ EVERYWHERE = torch.ones(VOXELS, dtype=torch.bool)
 
 
 def test_neighbourhoods_are_binomial_filters_of_the_information() -> None:
-    neighbourhood = Neighbourhood.of(information(), SHAPE, EVERYWHERE)
+    neighbourhood = Neighbourhood.of(information(), b0_part(), SHAPE, EVERYWHERE)
     expected = []
     for passes, voxels in zip(PASSES, VOXELS_EACH, strict=True):
         sums = rows(information()).numpy()
@@ -75,16 +82,27 @@ def test_neighbourhoods_are_binomial_filters_of_the_information() -> None:
 def test_weights_join_the_neighbours_that_they_name() -> None:
     """Against a loop over voxels and neighbours."""
     data, generator = information(), torch.Generator().manual_seed(4)
-    neighbourhood = Neighbourhood.of(data, SHAPE, EVERYWHERE)
-    log_weights = torch.randn(len(START_WEIGHTS), *SHAPE, generator=generator, dtype=torch.float64)
-    own, sums = rows(data), torch.zeros_like(rows(data))
+    neighbourhood = Neighbourhood.of(data, b0_part(), SHAPE, EVERYWHERE)
+    log_weights = torch.randn(WEIGHTS, *SHAPE, generator=generator, dtype=torch.float64)
+    weighted = torch.cat([data.precision, data.vector])
+    weighted[[PACKED - 1, -1]] -= b0_part()
+    own = torch.cat([weighted, b0_part()]).reshape(-1, *SHAPE)
+    wide = torch.cat([neighbourhood.wide[:-2], neighbourhood.wide[-2:]])
+    wide[[PACKED - 1, PACKED + P - 1]] -= wide[-2:]
+    sums = torch.zeros_like(own)
     for place in np.ndindex(*SHAPE):
-        weights = np.exp(log_weights[(slice(None), *place)].numpy()) * START_WEIGHTS
-        for shift, weight in zip(SHIFTS, weights[:-1], strict=True):
-            other = np.add(place, shift)
+        here = (slice(None), *place)
+        weights, of_b0 = np.split(np.exp(log_weights[here].numpy()), 2)
+        weights = weights * START_WEIGHTS
+        for (i, j, k), weight, factor in zip(SHIFTS, weights, of_b0, strict=False):
+            other = np.add(place, (i, j, k))
             if (other >= 0).all() and (other < SHAPE).all():
-                sums[(slice(None), *place)] += weight * own[(slice(None), *other)]
-        sums[(slice(None), *place)] += weights[-1] * neighbourhood.wide[(slice(None), *place)]
+                sums[here][:-2] += weight * own[(slice(None), *other)][:-2]
+                sums[here][-2:] += weight * factor * own[(slice(None), *other)][-2:]
+        sums[here][:-2] += weights[-1] * wide[here][:-2]
+        sums[here][-2:] += weights[-1] * of_b0[-1] * wide[here][-2:]
+    sums[[PACKED - 1, PACKED + P - 1]] += sums[-2:]
+    sums = sums[:-2]
     torch.testing.assert_close(neighbourhood.weighed(log_weights), ridge(sums))
 
 
@@ -92,8 +110,8 @@ def test_the_weights_have_the_right_derivatives() -> None:
     data, generator = information(), torch.Generator().manual_seed(5)
     shape = (3, 2, 2)
     part = Information(data.precision[:, :12], data.vector[:, :12])
-    neighbourhood = Neighbourhood.of(part, shape, EVERYWHERE[:12])
-    log_weights = torch.randn(len(START_WEIGHTS), *shape, generator=generator, dtype=torch.float64)
+    neighbourhood = Neighbourhood.of(part, b0_part()[:, :12], shape, EVERYWHERE[:12])
+    log_weights = torch.randn(WEIGHTS, *shape, generator=generator, dtype=torch.float64)
     assert torch.autograd.gradcheck(neighbourhood.weighed, log_weights.requires_grad_())
 
 
@@ -101,9 +119,9 @@ def test_a_lonely_voxel_speaks_for_itself() -> None:
     """Neighbours add to what a voxel knows, and take nothing away: without them it is the ridge estimate."""
     data, alone = information(), torch.zeros(VOXELS, dtype=torch.bool)
     alone[47] = True
-    neighbourhood = Neighbourhood.of(data, SHAPE, alone)
-    log_weights = torch.zeros(len(START_WEIGHTS), *SHAPE, dtype=torch.float64)
-    log_weights[-1] = LOG_WEIGHT_RANGE[0]
+    neighbourhood = Neighbourhood.of(data, b0_part(), SHAPE, alone)
+    log_weights = torch.zeros(WEIGHTS, *SHAPE, dtype=torch.float64)
+    log_weights[len(START_WEIGHTS) - 1] = LOG_WEIGHT_RANGE[0]
     expected = ridge(rows(data))[:, 47]
     torch.testing.assert_close(neighbourhood.estimates()[:P, 47], expected)
     torch.testing.assert_close(neighbourhood.weighed(log_weights)[:, 47], expected, rtol=1e-3, atol=1e-3)
@@ -113,10 +131,14 @@ def test_nothing_comes_in_from_outside_the_brain() -> None:
     data, mask = information(), torch.ones(VOXELS, dtype=torch.bool)
     mask[::3] = False
     wild = torch.where(mask, 1.0, 1e6).double()
-    front = FrontEnd(data.vector, inverse(add_diagonal(data.precision, 1.0)))
-    one = network_input(front, Neighbourhood.of(data, SHAPE, mask), mask)
+    front = FrontEnd(data.vector, inverse(add_diagonal(data.precision, 1.0)), b0_part())
+    one = network_input(front, Neighbourhood.of(data, b0_part(), SHAPE, mask), mask)
     outside = Information(data.precision, data.vector * wild)
-    other = network_input(FrontEnd(front.mean * wild, front.covariance), Neighbourhood.of(outside, SHAPE, mask), mask)
+    other = network_input(
+        FrontEnd(front.mean * wild, front.covariance, front.b0),
+        Neighbourhood.of(outside, b0_part() * wild, SHAPE, mask),
+        mask,
+    )
     assert one.shape == (CHANNELS, *SHAPE)
     torch.testing.assert_close(other, one)
     assert not one.reshape(CHANNELS, -1)[:, ~mask].any()

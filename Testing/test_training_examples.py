@@ -41,7 +41,7 @@ def phantom() -> Anatomy:
 
 def contents(fields: torch.Tensor) -> Contents:
     voxels = fields.shape[1]
-    return Contents(TYPICAL, fields, torch.ones(voxels), torch.ones(voxels), torch.zeros(voxels), 1.0, 1.0)
+    return Contents(TYPICAL, fields, torch.ones(voxels), torch.ones(voxels), [])
 
 
 def some_fields(voxels: int = 40, seed: int = 0) -> torch.Tensor:

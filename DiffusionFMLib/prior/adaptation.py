@@ -20,7 +20,7 @@ from DiffusionFMLib.physics.noise import RicianNoise
 from DiffusionFMLib.prior.coordinates import MD_SD, TYPICAL_MD
 from DiffusionFMLib.prior.estimate import ScanPosterior, outlook, seen_of
 from DiffusionFMLib.prior.information import front_end
-from DiffusionFMLib.prior.neighbourhood import SHIFTS
+from DiffusionFMLib.prior.neighbourhood import SHIFTS, START_WEIGHTS
 from DiffusionFMLib.prior.posterior import posterior
 
 STEPS: Final = 60
@@ -63,6 +63,8 @@ class Adjustment(nn.Module):
         Factor of its neighbours' log weights.
     offsets : Parameter, shape (15,)
         Added to these weights: neighbours that face each other have one, the wide neighbourhood the last.
+    b0_offset : Parameter, shape (1,)
+        Added to those that the b0 volumes have over them.
     log_precision : Parameter, shape (1,)
         Added to that of the prior.
     """
@@ -72,9 +74,10 @@ class Adjustment(nn.Module):
         self.gains = nn.Parameter(torch.ones(len(orders)))
         self.choice = nn.Parameter(torch.ones(1))
         self.offsets = nn.Parameter(torch.zeros(len(SHIFTS) // 2 + 2))
+        self.b0_offset = nn.Parameter(torch.zeros(1))
         self.log_precision = nn.Parameter(torch.zeros(1))
         size = sum(orders)
-        self._split = (size, size * (size + 1) // 2, len(SHIFTS) + 1)
+        self._split = (size, size * (size + 1) // 2, len(START_WEIGHTS), len(START_WEIGHTS))
         self._order = torch.tensor([k for k, count in enumerate(orders) for _ in range(count)])
         last = len(SHIFTS) - 1
         self._group = torch.tensor([*(min(k, last - k) for k in range(len(SHIFTS))), len(SHIFTS) // 2 + 1])
@@ -83,12 +86,13 @@ class Adjustment(nn.Module):
 
     def forward(self, raw: Tensor) -> Tensor:
         """The adjusted output, shape (C, X, Y, Z), of the network's; see `PriorNetwork.forward`."""
-        change, triangle, weights = raw.split(self._split)
+        change, triangle, weights, b0 = raw.split(self._split)
         return torch.cat(
             [
                 change * self.gains[self._order, None, None, None],
                 triangle + self.log_precision * self._diagonal.to(raw.device),
                 weights * self.choice + self.offsets[self._group, None, None, None],
+                b0 * self.choice + self.b0_offset,
             ]
         )
 

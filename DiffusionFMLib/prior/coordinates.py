@@ -121,6 +121,11 @@ class WhitenedDesign:
         """That of some of the volumes."""
         return WhitenedDesign(self.matrix[volumes], self.offset[volumes], self.products[:, volumes])
 
+    @property
+    def b0_volumes(self) -> Tensor:
+        """Numbers of the volumes that depend on ln S0 alone."""
+        return (self.matrix[:, :-1] == 0).all(1).nonzero()[:, 0]
+
     def log_signal(self, u: Tensor) -> Tensor:
         """Log signal of coordinates u, shape (P, V): shape (N, V)."""
         return self.offset + self.matrix @ u

@@ -19,7 +19,7 @@ from DiffusionFMLib.preprocessing.noise import NoiseEstimate
 from DiffusionFMLib.prior.coordinates import WhitenedDesign, turning
 from DiffusionFMLib.prior.disagreement import distance
 from DiffusionFMLib.prior.information import FrontEnd, Information, Measurements, front_end
-from DiffusionFMLib.prior.neighbourhood import Neighbourhood
+from DiffusionFMLib.prior.neighbourhood import B0_ROWS, Neighbourhood, rows_of
 from DiffusionFMLib.prior.network import conditions
 from DiffusionFMLib.prior.posterior import Posterior, posterior
 from DiffusionFMLib.prior.systems import unpack
@@ -227,12 +227,12 @@ def estimate(scan: ScanPosterior, report: Report) -> PriorEstimate:
 
 def rows_seen(size: int) -> int:
     """Rows of `seen_of` for a model of so many unknowns."""
-    return 2 * size + size * (size + 1)
+    return 2 * size + size * (size + 1) + B0_ROWS
 
 
 def seen_of(front: FrontEnd, known: Information) -> Tensor:
     """What the network sees of V voxels: first estimate, its spread, and the information of all that is known."""
-    return torch.cat([front.mean, front.spread(), known.precision, known.vector])
+    return torch.cat([front.mean, front.spread(), rows_of(known, front.b0)])
 
 
 def outlook(

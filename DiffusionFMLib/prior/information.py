@@ -77,10 +77,13 @@ class FrontEnd:
         Ridge estimate: the data and the unit Gaussian that all tissues together are.
     covariance : Tensor, shape (P (P + 1) / 2, V)
         Of that estimate, packed.
+    b0 : Tensor, shape (2, V)
+        Precision and vector of what the b0 volumes say: of ln S0, the last coordinate, and of nothing else.
     """
 
     mean: Tensor
     covariance: Tensor
+    b0: Tensor
 
     def spread(self) -> Tensor:
         """Log standard deviations and correlations, shape (P (P + 1) / 2, V), each of order 1."""
@@ -122,10 +125,15 @@ class Measurements:
     def around(self, u: Tensor) -> Information:
         """Information with weights from the signal that coordinates u, shape (P, V), predict."""
         design = self._design
-        residual, trusted, gain = self._expand(u)
-        weight = gain * trusted
-        linear = weight * (design.matrix @ u) + trusted * residual
+        weight, linear = self._linear(u)
         return Information(design.products @ weight, design.matrix.T @ linear)
+
+    def b0_around(self, u: Tensor) -> Tensor:
+        """The part of it that the b0 volumes gave; see `FrontEnd.b0`."""
+        rows = self._design.b0_volumes
+        weight, linear = self._linear(u, rows)
+        column = self._design.matrix[rows, -1:]
+        return torch.stack([(column.square() * weight).sum(0), (column * linear).sum(0)])
 
     def misfit(self, u: Tensor) -> Tensor:
         """Squares of what coordinates u, shape (P, V), leave of the signal, over its variance, summed: (V,).
@@ -135,13 +143,22 @@ class Measurements:
         residual, trusted, gain = self._expand(u)
         return (trusted / gain * torch.expm1(residual) ** 2).sum(0)
 
-    def _expand(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _linear(self, u: Tensor, volumes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Weights of log signals, and these weighted, linear at u; shape (N, V) each."""
+        residual, trusted, gain = self._expand(u, volumes)
+        weight = gain * trusted
+        matrix = self._design.matrix if volumes is None else self._design.matrix[volumes]
+        return weight, weight * (matrix @ u) + trusted * residual
+
+    def _expand(self, u: Tensor, volumes: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Log signal less its expectation, how far it is trusted, and how it follows the noiseless one; (N, V) each."""
-        predicted = (self._design.log_signal(u) - self._log_sigma).clamp(*LOG_RANGE)
+        design = self._design if volumes is None else self._design.part(volumes)
+        measured = self._log_signal if volumes is None else self._log_signal[volumes]
+        predicted = (design.log_signal(u) - self._log_sigma).clamp(*LOG_RANGE)
         square = (2 * predicted).exp()
         half = 0.5 * square
         decay = (-half).exp()
-        residual = self._log_signal - predicted - 0.5 * exponential_integral(half, decay)
+        residual = measured - predicted - 0.5 * exponential_integral(half, decay)
         return residual, square / (1 + MODEL_ERROR**2 * square), 1 - decay
 
     def first_guess(self, extra: Information | None = None) -> tuple[Tensor, Information]:
@@ -171,7 +188,8 @@ def front_end(measurements: Measurements, extra: Information | None = None) -> t
         u, _ = measurements.first_guess(extra)
         information = measurements.around(u)
         total = information if extra is None else information + extra
-        return FrontEnd(u, inverse(add_diagonal(total.precision, 1.0))), information
+        covariance = inverse(add_diagonal(total.precision, 1.0))
+        return FrontEnd(u, covariance, measurements.b0_around(u)), information
 
 
 def look_at(u: Tensor, level: float) -> Information:

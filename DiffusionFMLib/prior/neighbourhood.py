@@ -2,7 +2,8 @@
 
 Information adds up, whatever was measured where, so neighbours are joined by adding theirs, each with a weight of its
 own: that does not shrink estimates as averaging them would. Some weights are fixed, for the network to look at; others
-it chooses, voxel by voxel, so that tissue is joined with its like.
+it chooses, voxel by voxel, so that tissue is joined with its like. What b0 volumes say has weights of its own: there
+are few of them, and ln S0 is alike over more neighbours than diffusion is.
 """
 
 from __future__ import annotations
@@ -37,19 +38,25 @@ CHUNK: Final = 1 << 15
 LOG_WEIGHT_RANGE: Final = (-8.0, 4.0)
 """Of a weight over that which it starts from."""
 
+WEIGHTS: Final = 2 * len(START_WEIGHTS)
+"""That the network chooses: each, and that of the b0 volumes over it."""
+
+B0_ROWS: Final = 2
+"""Of `FrontEnd.b0`."""
+
 
 @dataclass(frozen=True, eq=False)
 class Neighbourhood:
-    """Information of the voxels of a volume, rows of A and r one after another; none outside the brain.
+    """Information of the voxels of a volume, none outside the brain: C rows, of A, r and the part of b0 volumes.
 
     Parameters
     ----------
-    own : Tensor, shape (P (P + 1) / 2 + P, X + 2, Y + 2, Z + 2)
+    own : Tensor, shape (C, X + 2, Y + 2, Z + 2)
         Each voxel's own, with those around the volume.
-    wide : Tensor, shape (P (P + 1) / 2 + P, X, Y, Z)
-        Averaged over the wide neighbourhood.
-    near : Tensor, shape (P (P + 1) / 2 + P, X, Y, Z)
-        Over the near one.
+    near : Tensor, shape (C, X, Y, Z)
+        Averaged over the near neighbourhood.
+    wide : Tensor, shape (C, X, Y, Z)
+        Over the wide one.
     """
 
     own: Tensor
@@ -57,13 +64,13 @@ class Neighbourhood:
     wide: Tensor
 
     @classmethod
-    def of(cls, information: Information, shape: tuple[int, int, int], mask: Tensor) -> Neighbourhood:
-        """That of all V voxels of a volume; mask, shape (V,), is where there are data."""
-        return cls.within((torch.cat([information.precision, information.vector]) * mask).reshape(-1, *shape))
+    def of(cls, information: Information, b0: Tensor, shape: tuple[int, int, int], mask: Tensor) -> Neighbourhood:
+        """That of all V voxels of a volume; mask, shape (V,), is where there are data; see `FrontEnd.b0`."""
+        return cls.within((rows_of(information, b0) * mask).reshape(-1, *shape))
 
     @classmethod
     def within(cls, own: Tensor) -> Neighbourhood:
-        """That of a volume with each voxel's own, shape (P (P + 1) / 2 + P, X, Y, Z)."""
+        """That of a volume with each voxel's own, shape (C, X, Y, Z); see `rows_of`."""
         near = _filtered(own, PASSES[0])
         return cls(functional.pad(own, (1,) * 6), near, _filtered(near, PASSES[1] - PASSES[0]))
 
@@ -82,21 +89,26 @@ class Neighbourhood:
         at : Tensor, shape (V,), optional
             Positions of the voxels that are asked for, in C order; all when not given.
         """
-        return torch.cat([_ridge(sums, n, at) for n, sums in zip(VOXELS, (self.near, self.wide), strict=True)])
+        sums = (self.near[:-B0_ROWS], self.wide[:-B0_ROWS])
+        return torch.cat([_ridge(each, n, at) for n, each in zip(VOXELS, sums, strict=True)])
 
     def weighed(self, log_weights: Tensor, at: Tensor | None = None) -> Tensor:
         """Ridge estimate with weights that the network chose, shape (P, V).
 
         Parameters
         ----------
-        log_weights : Tensor, shape (28, X, Y, Z)
-            Over `START_WEIGHTS`.
+        log_weights : Tensor, shape (`WEIGHTS`, X, Y, Z)
+            Over `START_WEIGHTS`, and those of the b0 volumes' part over these.
         at : Tensor, shape (V,), optional
             See `estimates`.
         """
-        weights = log_weights.clamp(*LOG_WEIGHT_RANGE).exp()
+        weights, b0 = log_weights.clamp(*LOG_WEIGHT_RANGE).exp().chunk(2)
         weights = weights * weights.new_tensor(START_WEIGHTS)[:, None, None, None]
-        return _ridge(_WeighedSum.apply(self.own, self.wide, weights), 1.0, at)
+        sums = _WeighedSum.apply(self.own[:-B0_ROWS], self.wide[:-B0_ROWS], weights)
+        # they are in these sums already, with the others' weights
+        more = _WeighedSum.apply(self.own[-B0_ROWS:], self.wide[-B0_ROWS:], weights * (b0 - 1))
+        place = torch.tensor([len(sums) - _size_of(len(sums)) - 1, len(sums) - 1], device=sums.device)
+        return _ridge(sums.index_add(0, place, more), 1.0, at)
 
 
 class _WeighedSum(torch.autograd.Function):
@@ -124,11 +136,20 @@ def _shifted(own: Tensor) -> list[Tensor]:
     return [own[:, 1 + i : 1 + i + nx, 1 + j : 1 + j + ny, 1 + k : 1 + k + nz] for i, j, k in SHIFTS]
 
 
+def rows_of(information: Information, b0: Tensor) -> Tensor:
+    """Rows of V voxels as a neighbourhood has them, shape (C, V); see `FrontEnd.b0`."""
+    return torch.cat([information.precision, information.vector, b0])
+
+
+def _size_of(rows: int) -> int:
+    """Unknowns P of P (P + 3) / 2 rows of A and r."""
+    return round(((8 * rows + 9) ** 0.5 - 3) / 2)
+
+
 def _ridge(sums: Tensor, times: float, at: Tensor | None) -> Tensor:
     """Estimates from so many times the information, shape (P (P + 1) / 2 + P, X, Y, Z), and the unit Gaussian."""
     rows = sums.reshape(len(sums), -1)
-    # P (P + 3) / 2 rows in all
-    size = round(((8 * len(rows) + 9) ** 0.5 - 3) / 2)
+    size = _size_of(len(rows))
     places = torch.arange(rows.shape[1], device=rows.device) if at is None else at
     # solved in parts, which their working memory need not be larger than
     parts = [times * (rows if at is None and len(places) <= CHUNK else rows[:, some]) for some in places.split(CHUNK)]

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from DiffusionFMLib.fitting.cholesky import diagonal_entries, packed_pairs
 from DiffusionFMLib.prior.information import Information
-from DiffusionFMLib.prior.neighbourhood import START_WEIGHTS, Neighbourhood
+from DiffusionFMLib.prior.neighbourhood import WEIGHTS, Neighbourhood
 from DiffusionFMLib.prior.systems import gram, multiply
 
 CONDITIONS: Final = 7
@@ -107,7 +107,7 @@ class PriorNetwork(nn.Module):
         self.narrow = nn.ModuleList(nn.Conv3d(a, b, 1) for a, b in zip(widths, widths[1:], strict=False))
         self.up = nn.ModuleList(_Stage(w, shape.blocks) for w in widths[:-1])
         self.widen = nn.ModuleList(nn.Conv3d(b, a, 1) for a, b in zip(widths, widths[1:], strict=False))
-        self.head = nn.Conv3d(widths[0], p + self.packed + len(START_WEIGHTS), 1)
+        self.head = nn.Conv3d(widths[0], p + self.packed + WEIGHTS, 1)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)  # type: ignore[arg-type]
         nn.init.normal_(self.head.weight, std=0.01)
@@ -116,7 +116,7 @@ class PriorNetwork(nn.Module):
         self._rows = [row for row, _ in packed_pairs(p)]
 
     def forward(self, features: Tensor, mask: Tensor, conditions: Tensor) -> Tensor:
-        """Raw output, shape (B, P + P (P + 1) / 2 + 28, X, Y, Z), for `local_prior`.
+        """Raw output, shape (B, P + P (P + 1) / 2 + 56, X, Y, Z), for `local_prior`.
 
         Parameters
         ----------

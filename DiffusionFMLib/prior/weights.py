@@ -19,7 +19,7 @@ from DiffusionFMLib.prior.coordinates import Coordinates, coordinates_of
 from DiffusionFMLib.prior.network import NetworkShape, PriorNetwork
 
 KIND: Final = "diffusionfm-prior"
-FORMAT: Final = 2
+FORMAT: Final = 3
 
 SHIPPED: Final = Path(__file__).resolve().parents[1] / "Models"
 """Folder of the weights that come with the library."""

@@ -37,7 +37,7 @@ SHARPNESS: Final = 1.6
 
 WARP: Final = 1.2
 WARP_WAVES: Final = 8
-"""Root mean square shift of an individual's anatomy along each axis, mm, and how many plane waves make it up."""
+"""Shift of an individual's anatomy, mm, and how many plane waves make it up."""
 
 POINTS_PER_CHUNK: Final = 100_000
 
@@ -78,13 +78,15 @@ class Fibres:
     dispersion: NDArray[np.float32]
 
 
-def individual(points: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+def individual(points: NDArray[np.float64], rng: np.random.Generator, warp: float = WARP) -> NDArray[np.float64]:
     """Where points of a new head lie in the template: a smooth shift of a few mm, so that no half mirrors the other.
 
     Parameters
     ----------
     points : array, shape (..., 3), RAS mm
     rng : numpy.random.Generator
+    warp : float, mm
+        Root mean square shift along each axis.
 
     Returns
     -------
@@ -95,7 +97,7 @@ def individual(points: NDArray[np.float64], rng: np.random.Generator) -> NDArray
     waves = rng.normal(size=(WARP_WAVES, 3))
     waves *= 2 * np.pi / wavelengths / np.linalg.norm(waves, axis=1, keepdims=True)
     phases = rng.uniform(0, 2 * np.pi, WARP_WAVES)
-    shifts = rng.normal(0, WARP * np.sqrt(2 / WARP_WAVES), (WARP_WAVES, 3))
+    shifts = rng.normal(0, warp * np.sqrt(2 / WARP_WAVES), (WARP_WAVES, 3))
     warped = points.copy()
     for wave, phase, shift in zip(waves, phases, shifts, strict=True):
         warped += np.sin(points @ wave + phase)[..., None] * shift

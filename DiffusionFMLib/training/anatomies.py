@@ -32,6 +32,9 @@ VOXEL_RANGE: Final = (1.2, 3.2)
 THICKEST: Final = 2.0
 """Slices are up to this many times thicker than wide, in some scans."""
 
+WARP_RANGE: Final = (1.0, 3.5)
+"""Root mean square shift of a head from the template, mm: a network is not to learn one head by heart."""
+
 MAX_TILT: Final = 15.0
 """Standard deviation of a head's rotation about each axis, degrees."""
 
@@ -128,7 +131,7 @@ def simulated_brain(architecture: Architecture, seed: int) -> Anatomy:
     nx, ny, nz = (int(np.ceil(extent / size)) for extent, size in zip(FIELD_OF_VIEW, sizes, strict=True))
     shape = (nx, ny, nz)
     grid = np.stack(np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in shape), indexing="ij"), axis=-1)
-    points = anatomy.individual((grid * sizes) @ axes.T / scale + CENTRE, rng)
+    points = anatomy.individual((grid * sizes) @ axes.T / scale + CENTRE, rng, rng.uniform(*WARP_RANGE))
     # partial volume over the voxel's mean extent
     tissue = anatomy.tissue(points, float(np.cbrt(sizes.prod())))
     head = tissue.brain

@@ -154,7 +154,7 @@ class ExampleMaker:
             fields.new_tensor(voxel_sizes[None]), fields.new_tensor(known_correlation[None]), known_sigma[None]
         )[0]
         brain = contents.fields[WEIGHTS].sum(0) > 0.5
-        neighbourhood = Neighbourhood.of(data if look is None else data + look, shape, brain)
+        neighbourhood = Neighbourhood.of(data if look is None else data + look, front.b0, shape, brain)
         features = network_input(front, neighbourhood, brain)
         nx, ny, nz = (slice(self.margin, n - self.margin) for n in shape)
         box = nx, ny, nz

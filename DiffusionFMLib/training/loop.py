@@ -16,7 +16,7 @@ from DiffusionFMLib.events import Report
 from DiffusionFMLib.physics import MODELS, LogLinearModel
 from DiffusionFMLib.prior.coordinates import coordinates_of
 from DiffusionFMLib.prior.network import NetworkShape, PriorNetwork
-from DiffusionFMLib.prior.weights import save_weights
+from DiffusionFMLib.prior.weights import digest_of, load_weights, save_weights
 from DiffusionFMLib.training.anatomies import Anatomy, random_phantoms, simulated_brains
 from DiffusionFMLib.training.examples import ExampleMaker
 from DiffusionFMLib.training.losses import Losses, batch_input, losses, posterior_of
@@ -61,7 +61,9 @@ def train(settings: TrainSettings, report: Report) -> Path:
     Raises
     ------
     SettingsError
-        If no folder is given.
+        If no folder is given, or there is no prior for the model, or the weights to start from are of another network.
+    InputError
+        If these weights cannot be read, or there are no scans in the folder of scans.
     DiffusionFMError
         If Lightning is not installed.
     """
@@ -87,17 +89,31 @@ def train(settings: TrainSettings, report: Report) -> Path:
     maker = ExampleMaker(groups, model, coordinates, preset.crop, preset.margin, LOOK_PROBABILITY, fabric.device)
     torch.manual_seed(settings.seed)
     network = PriorNetwork(NetworkShape(len(coordinates), preset.channels, preset.levels, preset.blocks))
+    if settings.start:
+        _start_from(Path(settings.start), network, model)
     network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     run = _Run(settings, fabric, network, maker, folder)
     run.take_up()
     run.go_on(report)
     if fabric.global_rank == 0:
         facts = {**settings.to_dict(), "done": run.step, "examples": run.step * preset.batch * fabric.world_size}
+        if settings.start:
+            facts["start"] = digest_of(Path(settings.start))
         save_weights(folder / WEIGHTS, run.averaged, model, {k: v for k, v in facts.items() if k not in _PATHS})
     return folder / WEIGHTS
 
 
 _PATHS: Final = ("out", "anatomies", "scans")
+
+
+def _start_from(path: Path, network: PriorNetwork, model: LogLinearModel) -> None:
+    """Give a network the weights of a file."""
+    trained = load_weights(path)
+    if (trained.model.name, trained.network.shape) != (model.name, network.shape):
+        held, expected = f"{trained.network.shape} for {trained.model.title}", f"{network.shape} for {model.title}"
+        msg = f"{path} holds {held}; expected {expected}."
+        raise SettingsError(msg, "Choose weights of the same model and preset.")
+    network.load_state_dict(trained.network.state_dict())
 
 
 def _anatomies(settings: TrainSettings, preset: Preset, pool: Path, report: Report) -> list[list[Anatomy]]:

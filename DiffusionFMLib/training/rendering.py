@@ -21,7 +21,9 @@ from DiffusionFMLib.training.anatomies import DIRECTIONS
 STICKS: Final = 5
 """Sticks of a fibre population, evenly around its direction."""
 
-LESION_PROBABILITY: Final = 0.2
+LESION_PROBABILITY: Final = 0.35
+MAX_LESIONS: Final = 3
+"""Per crop that has any."""
 
 MIN_FIBRES: Final = 0.02
 """A thinner population is not rendered."""
@@ -70,6 +72,30 @@ class TissueProperties:
 
 
 @dataclass(frozen=True, eq=False)
+class Replacement:
+    """What took the place of tissue in a lesion: infarct or dense cells, to oedema.
+
+    Parameters
+    ----------
+    fraction : Tensor, shape (V,)
+        Of the tissue.
+    diffusivity : float, um2/ms
+    s0 : float
+        Relative to white matter.
+    """
+
+    fraction: Tensor
+    diffusivity: float
+    s0: float
+
+    @classmethod
+    def draw(cls, fields: Tensor, voxel_sizes: NDArray[np.float64], rng: np.random.Generator) -> Replacement:
+        """A random one in a crop, shape (13, X, Y, Z)."""
+        fraction = draw_lesion(tuple(fields.shape[1:]), voxel_sizes, rng).to(fields)
+        return cls(fraction.reshape(-1), rng.uniform(0.35, 2.6), rng.uniform(0.9, 2.5))
+
+
+@dataclass(frozen=True, eq=False)
 class Contents:
     """What is in each voxel of a crop, ready to be rendered; V voxels.
 
@@ -82,18 +108,15 @@ class Contents:
         Factor of the share inside axons and neurites.
     density : Tensor, shape (V,)
         Signal without diffusion weighting of a voxel full of white matter: the coil's profile.
-    lesion : Tensor, shape (V,)
-        Fraction of the tissue that a lesion replaced.
-    lesion_diffusivity, lesion_s0 : float
+    lesions : list of Replacement
+        One after another: each replaces what is left of the tissue.
     """
 
     properties: TissueProperties
     fields: Tensor
     packing: Tensor
     density: Tensor
-    lesion: Tensor
-    lesion_diffusivity: float
-    lesion_s0: float
+    lesions: list[Replacement]
 
     def signal(self, bvals: NDArray[np.float64], bvecs: NDArray[np.float64]) -> Tensor:
         """Noise-free signal, shape (N, V).
@@ -106,14 +129,15 @@ class Contents:
         p, fields = self.properties, self.fields
         b = fields.new_tensor(bvals)[:, None]
         g = fields.new_tensor(bvecs)
-        tissue = 1 - self.lesion
         share = (p.inside_neurites * self.packing).clamp(0.05, 0.9)
         root = (b * p.along).sqrt().clamp_min(1e-3)
         neurites = math.sqrt(math.pi) / 2 * torch.erf(root) / root
-        signal = (fields[2] * tissue * p.grey_s0) * (share * neurites + (1 - share) * (-b * p.grey).exp())
-        signal += (fields[3] * p.fluid_s0) * (-b * p.fluid).exp()
-        solid = fields[0] + fields[1] + fields[2]
-        signal += (solid * self.lesion * self.lesion_s0) * (-b * self.lesion_diffusivity).exp()
+        tissue, solid = torch.ones_like(fields[0]), fields[0] + fields[1] + fields[2]
+        signal = (fields[3] * p.fluid_s0) * (-b * p.fluid).exp()
+        for lesion in self.lesions:
+            signal += (solid * tissue * lesion.fraction * lesion.s0) * (-b * lesion.diffusivity).exp()
+            tissue = tissue * (1 - lesion.fraction)
+        signal += (fields[2] * tissue * p.grey_s0) * (share * neurites + (1 - share) * (-b * p.grey).exp())
         for k in range(2):
             here = (fields[k] > MIN_FIBRES).nonzero()[:, 0]
             weight = (fields[k] * tissue)[here]
@@ -145,14 +169,10 @@ def _fibres(axis: Tensor, spread: Tensor, share: Tensor, p: TissueProperties, b:
 
 
 def draw_contents(fields: Tensor, voxel_sizes: NDArray[np.float64], rng: np.random.Generator) -> Contents:
-    """Tissue properties, coil profile and perhaps a lesion for a crop, shape (13, X, Y, Z)."""
-    shape = fields.shape[1:]
-    lesion = fields.new_zeros(shape)
-    diffusivity, s0 = 1.0, 1.0
-    if rng.random() < LESION_PROBABILITY:
-        lesion = draw_lesion(tuple(shape), voxel_sizes, rng).to(fields)
-        # infarct or dense cells, to oedema
-        diffusivity, s0 = rng.uniform(0.35, 2.6), rng.uniform(0.9, 2.5)
+    """Tissue properties, coil profile and perhaps lesions for a crop, shape (13, X, Y, Z)."""
+    shape: tuple[int, int, int] = tuple(fields.shape[1:])  # type: ignore[assignment]
+    count = int(rng.integers(1, MAX_LESIONS + 1)) if rng.random() < LESION_PROBABILITY else 0
+    lesions = [Replacement.draw(fields, voxel_sizes, rng) for _ in range(count)]
     fine, coarse, coil = fields[12], coarse_field(shape, 4, rng).to(fields), coarse_field(shape, 3, rng).to(fields)
     packing = (1 + 1.5 * rng.uniform(0.3, 1.5) * fine + 0.1 * coarse).clamp(0.5, 1.5)
     density = (0.1 * coil + rng.normal(0, 0.1)).exp()
@@ -161,9 +181,7 @@ def draw_contents(fields: Tensor, voxel_sizes: NDArray[np.float64], rng: np.rand
         fields.reshape(len(fields), -1),
         packing.reshape(-1),
         density.reshape(-1),
-        lesion.reshape(-1),
-        diffusivity,
-        s0,
+        lesions,
     )
 
 

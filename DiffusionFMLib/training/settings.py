@@ -43,7 +43,7 @@ class Preset:
 
 PRESETS: Final = {
     "tiny": Preset(16, 1, 1, 16, 2, 2, 20, 1e-3, 0, 2, "32-true"),
-    "small": Preset(16, 2, 1, 20, 2, 4, 10_000, 1e-3, 24, 24, "32-true"),
+    "small": Preset(16, 2, 1, 20, 2, 4, 10_000, 1e-3, 40, 40, "32-true"),
     "base": Preset(48, 2, 2, 32, 4, 16, 20_000, 1e-3, 100, 100, "bf16-mixed"),
     "large": Preset(64, 3, 2, 32, 4, 32, 100_000, 1e-3, 200, 200, "bf16-mixed"),
 }
@@ -63,6 +63,7 @@ class TrainSettings(Settings):
         "Scans whose anatomy is trained on beside the simulated: a BIDS dataset, or folders of NIfTI, bval and bvec.",
         path=True,
     )
+    start: str = option("", "Weights to start from; random ones when not given.", path=True)
     steps: int = option(0, "Steps in all; the preset's when 0.", minimum=0, maximum=10_000_000)
     minutes: float = option(
         0.0, "Stop after this time, to be taken up again; no limit when 0.", minimum=0, maximum=100_000, unit="min"

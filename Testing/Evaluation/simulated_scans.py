@@ -27,7 +27,7 @@ from DiffusionFMLib.simulation.scanner import CENTRE, repelled_directions, smoot
 from DiffusionFMLib.training.anatomies import FIELDS, WEIGHTS, Anatomy, cached, random_phantom
 from DiffusionFMLib.training.examples import DENSE_DIRECTIONS, add_noise, noise_free_fit
 from DiffusionFMLib.training.protocols import Protocol
-from DiffusionFMLib.training.rendering import Contents, draw_contents
+from DiffusionFMLib.training.rendering import Contents, Replacement, draw_contents
 
 POOL = Path(__file__).resolve().parents[2] / "build" / "evaluation"
 """Anatomies are kept here; they take seconds each."""
@@ -80,9 +80,7 @@ class Pathology:
         ill = replace(
             healthy,
             packing=healthy.packing * self.packing,
-            lesion=torch.full_like(healthy.lesion, self.water),
-            lesion_diffusivity=self.diffusivity,
-            lesion_s0=self.s0,
+            lesions=[Replacement(torch.full_like(healthy.density, self.water), self.diffusivity, self.s0)],
         )
         return ill.signal(bvals * self.slowed, bvecs)
 
@@ -133,7 +131,7 @@ class Head:
         fields = torch.from_numpy(anatomy.fields[:, :edge, :edge, :edge].astype(np.float32))
         nx, ny, nz = fields.shape[1:]
         contents = draw_contents(fields, anatomy.voxel_sizes, np.random.default_rng([seed, 10]))
-        contents = replace(contents, lesion=torch.zeros_like(contents.lesion))
+        contents = replace(contents, lesions=[])
         return cls(contents, (nx, ny, nz), anatomy.voxel_sizes)
 
     @property
@@ -168,7 +166,6 @@ class Head:
                 fields=self.contents.fields[:, here],
                 packing=self.contents.packing[here],
                 density=self.contents.density[here],
-                lesion=self.contents.lesion[here],
             )
             changed = PATHOLOGIES[name].signal(part, bvals, bvecs)
             signal[:, here] += share[here] * (changed - signal[:, here])
