@@ -20,10 +20,11 @@ from DiffusionFMLib.prior.coordinates import WhitenedDesign, coordinates_of
 from DiffusionFMLib.simulation import tissue
 from DiffusionFMLib.simulation.anatomy import Fibres
 from DiffusionFMLib.training.anatomies import DIRECTIONS, FIELDS, WEIGHTS, Anatomy, cached, random_phantom
+from DiffusionFMLib.training.cleaning import denoised, noise_of
 from DiffusionFMLib.training.examples import ExampleMaker, correlated_noise, noise_free_fit, turned
 from DiffusionFMLib.training.protocols import BVAL_RANGE, FAMILIES, SNR_RANGE, Protocol
 from DiffusionFMLib.training.rendering import Contents, TissueProperties
-from DiffusionFMLib.training.scan_anatomies import denoised, noise_of, scan_anatomies, tissue_of
+from DiffusionFMLib.training.scan_anatomies import scan_anatomies, tissue_of
 
 COORDINATES = coordinates_of(DTI())
 CPU = torch.device("cpu")

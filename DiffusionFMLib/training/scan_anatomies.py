@@ -17,7 +17,6 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.errors import InputError, ProtocolError
@@ -30,6 +29,8 @@ from DiffusionFMLib.physics.tensor_arrays import AS_MATRIX
 from DiffusionFMLib.prior.coordinates import coordinates_of
 from DiffusionFMLib.settings import FitSettings
 from DiffusionFMLib.training.anatomies import FIELDS, Anatomy, cached, trimmed
+from DiffusionFMLib.training.cleaning import CLEANING, denoised, noise_of
+from DiffusionFMLib.training.neurite_anatomies import has_neurite_maps, neurite_anatomy
 
 TISSUE_MD, FLUID_MD = 0.85, 3.0
 """Mean diffusivity that tissue is taken to end at, and that of fluid, um2/ms."""
@@ -43,12 +44,6 @@ STRAIGHT_FA: Final = 0.8
 WHITENED_RANGE: Final = (-4.0, 4.0)
 """Fitted coordinates beyond are noise."""
 
-CLEANING: Final = 1.5
-"""Weight of the total variation over the noise's standard deviation."""
-
-STEPS: Final = 60
-"""Of the iteration that minimises total variation."""
-
 
 def scan_anatomies(scans: Path, folder: Path, report: Report) -> Iterator[Anatomy]:
     """Anatomies of all scans in a folder that a tensor can be fitted to, from the cache or new.
@@ -56,8 +51,8 @@ def scan_anatomies(scans: Path, folder: Path, report: Report) -> Iterator[Anatom
     Parameters
     ----------
     scans : Path
-        Searched through all its folders for NIfTI images with bval and bvec beside them, and for BIDS datasets; of
-        these the subjects' diffusion scans are taken.
+        Searched through all its folders for NIfTI images with bval and bvec beside them, for the maps of NODDI fits
+        (see `neurite_anatomies.MAPS`), and for BIDS datasets; of these the subjects' diffusion scans are taken.
     folder : Path
         Where anatomies are kept between runs.
     report : Report
@@ -68,12 +63,13 @@ def scan_anatomies(scans: Path, folder: Path, report: Report) -> Iterator[Anatom
     InputError
         If there are none.
     """
-    found = {_name(path, scans): (path, dataset) for path, dataset in sorted(_scans(scans), key=lambda scan: scan[0])}
+    found = sorted(_scans(scans), key=lambda scan: scan[0])
     used = 0
-    for done, (name, (path, dataset)) in enumerate(found.items()):
+    for done, (path, dataset) in enumerate(found):
         report.progress(done, len(found), "Scans")
+        make = partial(neurite_anatomy, path) if path.is_dir() else partial(_read, path, dataset, report)
         try:
-            anatomy = cached(folder, f"scan-{name}", partial(_read, path, dataset, report))
+            anatomy = cached(folder, f"scan-{_name(path, scans)}", make)
         except InputError as error:
             report.warning("scan", f"{path.name} is not trained on: {error.message}")
             continue
@@ -85,7 +81,7 @@ def scan_anatomies(scans: Path, folder: Path, report: Report) -> Iterator[Anatom
 
 
 def _scans(folder: Path) -> Iterator[tuple[Path, BidsDataset | None]]:
-    """Scans in a folder and those below it, with the dataset that they belong to."""
+    """Scans and folders of NODDI maps, in a folder and those below it, with the dataset that they belong to."""
     for parent, folders, files in os.walk(folder):
         dataset = BidsDataset.at(Path(parent))
         if dataset is not None:
@@ -93,6 +89,8 @@ def _scans(folder: Path) -> Iterator[tuple[Path, BidsDataset | None]]:
             # derivatives and sources would show the same heads again
             folders.clear()
             continue
+        if has_neurite_maps(Path(parent)):
+            yield Path(parent), None
         paths = (Path(parent, name) for name in files if name.endswith((".nii", ".nii.gz")))
         yield from ((path, None) for path in paths if path.with_name(f"{stem(path)}.bval").is_file())
 
@@ -132,20 +130,6 @@ def anatomy_of(acquisition: Acquisition, mask: NDArray[np.bool_], report: Report
     return Anatomy(trimmed(fields), acquisition.voxel_sizes)
 
 
-def noise_of(volume: Tensor, inside: Tensor) -> float:
-    """Standard deviation of what is not smooth in a volume, shape (C, X, Y, Z), within a mask.
-
-    From second differences along all axes, in which anatomy all but cancels; its borders do not count in a median.
-    """
-    centre = inside[1:-1, 1:-1, 1:-1]
-    rough = 6 * volume[:, 1:-1, 1:-1, 1:-1]
-    for axis in range(3):
-        for shift in (-1, 1):
-            rough = rough - volume.roll(shift, axis + 1)[:, 1:-1, 1:-1, 1:-1]
-            centre = centre & inside.roll(shift, axis)[1:-1, 1:-1, 1:-1]
-    return float(rough[1:, centre].abs().median()) / (0.6745 * 42**0.5)
-
-
 def tissue_of(tensors: NDArray[np.float64]) -> NDArray[np.float64]:
     """Fields, shape (13, V), whose tensors are about those given, shape (V, 3, 3), um2/ms."""
     evals, evecs = np.linalg.eigh(tensors)
@@ -170,41 +154,3 @@ def tissue_of(tensors: NDArray[np.float64]) -> NDArray[np.float64]:
             [spread, spread, np.clip((0.8 - mean) / 0.8, -0.4, 0.4)],
         ]
     )
-
-
-def denoised(volume: Tensor, inside: Tensor, strength: float) -> Tensor:
-    """Vector-valued total variation denoising: channels share their edges (Bresson and Chan, 2008).
-
-    Parameters
-    ----------
-    volume : Tensor, shape (C, X, Y, Z)
-    inside : Tensor, shape (X, Y, Z), bool
-        Differences across its border count for nothing.
-    strength : float
-        Weight of the total variation beside half the squared change.
-    """
-    joined = torch.stack([_both(inside, axis) for axis in range(3)])
-    dual = volume.new_zeros(3, *volume.shape)
-    step = 1 / (12 * strength)
-    for _ in range(STEPS):
-        clean = volume + strength * _divergence(dual)
-        gradient = torch.stack([_difference(clean, axis) * joined[axis] for axis in range(3)])
-        dual = dual + step * gradient
-        dual = dual / dual.square().sum((0, 1)).sqrt().clamp_min(1)
-    return volume + strength * _divergence(dual)
-
-
-def _both(inside: Tensor, axis: int) -> Tensor:
-    """Where a voxel and the next one along an axis are inside."""
-    ahead = inside.roll(-1, axis)
-    ahead.select(axis, inside.shape[axis] - 1).fill_(False)
-    return inside & ahead
-
-
-def _difference(volume: Tensor, axis: int) -> Tensor:
-    return volume.roll(-1, axis + 1) - volume
-
-
-def _divergence(dual: Tensor) -> Tensor:
-    # the dual is zero where there is no next voxel, so that rolling round brings nothing in
-    return sum((part - part.roll(1, axis + 1) for axis, part in enumerate(dual)), torch.zeros(()))
