@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ from DiffusionFMLib.training.anatomies import DIRECTIONS, FIELDS, WEIGHTS, Anato
 from DiffusionFMLib.training.cleaning import denoised, noise_of
 from DiffusionFMLib.training.examples import ExampleMaker, correlated_noise, noise_free_fit, turned
 from DiffusionFMLib.training.protocols import BVAL_RANGE, FAMILIES, SNR_RANGE, Protocol
-from DiffusionFMLib.training.rendering import Contents, TissueProperties
+from DiffusionFMLib.training.rendering import Contents, Replacement, TissueProperties
 from DiffusionFMLib.training.scan_anatomies import scan_anatomies, tissue_of
 
 COORDINATES = coordinates_of(DTI())
@@ -100,6 +102,24 @@ def test_signals_are_those_of_the_simulation(bval: float) -> None:
     g = np.array([0.36, -0.48, 0.8])
     found = contents(fields).signal(np.array([bval / 1000]), g[None])[0] * tissue.WM_S0
     np.testing.assert_allclose(found, scanned.signal(bval, g), rtol=0.03, atol=8)
+
+
+def test_a_lesion_takes_the_place_of_tissue_and_not_of_fluid() -> None:
+    fields = some_fields()
+    b, g = np.array([0.0, 1.0]), np.array([[0.0, 0, 0], [0.6, 0, 0.8]])
+    whole, half = (
+        Replacement(torch.full((fields.shape[1],), share), diffusivity, s0)
+        for share, diffusivity, s0 in ((1.0, 0.5, 1.2), (0.5, 2.0, 2.0))
+    )
+    healthy = contents(fields)
+    fluid = fields[3] * TYPICAL.fluid_s0 * torch.tensor([[1.0], [math.exp(-TYPICAL.fluid)]])
+    dense = (1 - fields[3]) * 1.2 * torch.tensor([[1.0], [math.exp(-0.5)]])
+    swollen = (1 - fields[3]) * 2.0 * torch.tensor([[1.0], [math.exp(-2.0)]])
+    left = healthy.signal(b, g) - fluid
+    torch.testing.assert_close(replace(healthy, lesions=[whole]).signal(b, g), fluid + dense)
+    torch.testing.assert_close(replace(healthy, lesions=[half]).signal(b, g), fluid + (left + swollen) / 2)
+    # the second has what the first left
+    torch.testing.assert_close(replace(healthy, lesions=[half, whole]).signal(b, g), fluid + (swollen + dense) / 2)
 
 
 def test_turning_an_anatomy_turns_its_signals() -> None:
