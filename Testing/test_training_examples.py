@@ -187,6 +187,19 @@ def test_the_same_seed_gives_the_same_example(phantom: Anatomy) -> None:
     assert not torch.allclose(one.truth, other.truth)
 
 
+def test_some_examples_say_nothing_but_a_look(phantom: Anatomy) -> None:
+    maker = ExampleMaker([[phantom]], DTI(), COORDINATES, 16, 2, 1.0, CPU)
+    rng = np.random.default_rng(0)
+    drawn = [maker.draw(rng) for _ in range(12)]
+    untold = [example for example in drawn if float(example.data.precision.abs().max()) < 1e-6]
+    assert 1 <= len(untold) <= 8
+    for example in untold:
+        assert example.look is not None
+        # the look and the unit Gaussian, and nothing else
+        level = example.look.precision[0, 0]
+        torch.testing.assert_close(example.ridge, example.look.vector / (1 + level), rtol=1e-3, atol=1e-3)
+
+
 def test_the_ridge_estimate_finds_the_truth_of_a_good_scan(phantom: Anatomy) -> None:
     maker = ExampleMaker([[phantom]], DTI(), COORDINATES, 12, 0, 0.0, CPU)
     fields = torch.from_numpy(phantom.fields[:, 20:32, 20:32, 20:32].astype(np.float32))
