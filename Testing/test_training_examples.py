@@ -25,7 +25,7 @@ from DiffusionFMLib.training.anatomies import DIRECTIONS, FIELDS, WEIGHTS, Anato
 from DiffusionFMLib.training.cleaning import denoised, noise_of
 from DiffusionFMLib.training.examples import ExampleMaker, correlated_noise, noise_free_fit, turned
 from DiffusionFMLib.training.protocols import BVAL_RANGE, FAMILIES, SNR_RANGE, Protocol
-from DiffusionFMLib.training.rendering import Contents, Replacement, TissueProperties
+from DiffusionFMLib.training.rendering import Contents, Replacement, TissueProperties, draw_contents
 from DiffusionFMLib.training.scan_anatomies import scan_anatomies, tissue_of
 
 COORDINATES = coordinates_of(DTI())
@@ -279,3 +279,16 @@ def test_scans_become_anatomies_in_voxel_axes(tmp_path: Path) -> None:
 
 def test_tensor_order_is_the_models() -> None:
     assert [DTI.parameters[k].name for k in np.array(AS_MATRIX).diagonal()] == ["Dxx", "Dyy", "Dzz"]
+
+
+def test_s0_has_a_grain_of_its_own() -> None:
+    """Where all voxels are alike, nothing else varies from one to the next; some heads have hardly any."""
+    fields = torch.zeros(len(FIELDS), 16, 16, 16)
+    fields[2] = 1
+    found = []
+    for seed in range(30):
+        density = draw_contents(fields, np.full(3, 2.0), np.random.default_rng(seed)).density.reshape(16, 16, 16)
+        found.append(float(density.log().diff(dim=0).abs().median()))
+    # between two voxels: sqrt(2) of each, and 0.7 of the scale is the median of Student's t
+    assert min(found) < 0.25 * max(found)
+    assert 0.02 < max(found) < 0.08
