@@ -28,8 +28,8 @@ MAX_LESIONS: Final = 3
 GRAIN: Final = 0.05
 GRAIN_FREEDOM: Final = 3.0
 GRAIN_LIMIT: Final = 6.0
-"""Vessels, iron and partial volume vary S0 from voxel to voxel: the largest scale of ln S0, the freedom of its Student's
-t distribution, and where that is cut off. A real scan's ln S0 scatters by 0.10 about the mean of six neighbours, of half
+"""Vessels, iron and partial volume vary S0 from voxel to voxel: largest scale of ln S0, freedom of its Student's t
+distribution, and where that is cut off. A real scan's ln S0 scatters by 0.10 about the mean of six neighbours, of half
 its voxels by less than 0.035."""
 
 MIN_FIBRES: Final = 0.02
