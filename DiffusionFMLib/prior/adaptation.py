@@ -50,6 +50,9 @@ LOG_RANGE: Final = (-8.0, 4.0)
 class Adjustment(nn.Module):
     """Factors and offsets of a network's raw output.
 
+    What b0 volumes have over the others' weights stays as it is: ln S0 and diffusivity can change together without a
+    change of any weighted volume, so that those left out cannot judge it.
+
     Parameters
     ----------
     orders : tuple of int
@@ -63,8 +66,6 @@ class Adjustment(nn.Module):
         Factor of its neighbours' log weights.
     offsets : Parameter, shape (15,)
         Added to these weights: neighbours that face each other have one, the wide neighbourhood the last.
-    b0_offset : Parameter, shape (1,)
-        Added to those that the b0 volumes have over them.
     log_precision : Parameter, shape (1,)
         Added to that of the prior.
     """
@@ -74,7 +75,6 @@ class Adjustment(nn.Module):
         self.gains = nn.Parameter(torch.ones(len(orders)))
         self.choice = nn.Parameter(torch.ones(1))
         self.offsets = nn.Parameter(torch.zeros(len(SHIFTS) // 2 + 2))
-        self.b0_offset = nn.Parameter(torch.zeros(1))
         self.log_precision = nn.Parameter(torch.zeros(1))
         size = sum(orders)
         self._split = (size, size * (size + 1) // 2, len(START_WEIGHTS), len(START_WEIGHTS))
@@ -92,7 +92,7 @@ class Adjustment(nn.Module):
                 change * self.gains[self._order, None, None, None],
                 triangle + self.log_precision * self._diagonal.to(raw.device),
                 weights * self.choice + self.offsets[self._group, None, None, None],
-                b0 * self.choice + self.b0_offset,
+                b0,
             ]
         )
 
