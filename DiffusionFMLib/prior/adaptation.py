@@ -38,6 +38,10 @@ LEFT_OUT: Final = 1 / 6
 MIN_VOLUMES: Final = 5
 """Weighted volumes; of fewer none can be spared."""
 
+RELUCTANCE: Final = 0.1
+"""Cost of a factor that differs by 1 from what the training chose, times the number of weighted volumes: few of them
+judge badly."""
+
 FREEDOM: Final = 3.0
 """Of Student's t distribution for what is left over: a few volumes that moved are not to decide."""
 
@@ -50,8 +54,8 @@ LOG_RANGE: Final = (-8.0, 4.0)
 class Adjustment(nn.Module):
     """Factors and offsets of a network's raw output.
 
-    What b0 volumes have over the others' weights stays as it is: ln S0 and diffusivity can change together without a
-    change of any weighted volume, so that those left out cannot judge it.
+    Means over directions, ln S0, and the weights of the b0 volumes stay as they are: ln S0 and diffusivity can change
+    together without a change of any weighted volume, so that those left out cannot judge them.
 
     Parameters
     ----------
@@ -60,41 +64,49 @@ class Adjustment(nn.Module):
 
     Attributes
     ----------
-    gains : Parameter, shape (len(orders),)
+    gains : Parameter, shape (harmonics of order 2 and more,)
         Of what the network adds to the neighbours' estimate.
     choice : Parameter, shape (1,)
         Factor of its neighbours' log weights.
     offsets : Parameter, shape (15,)
         Added to these weights: neighbours that face each other have one, the wide neighbourhood the last.
     log_precision : Parameter, shape (1,)
-        Added to that of the prior.
+        Added to that of the prior, for the same coordinates.
     """
 
     def __init__(self, orders: tuple[int, ...]) -> None:
         super().__init__()
-        self.gains = nn.Parameter(torch.ones(len(orders)))
+        harmonics = [count > 1 for count in orders]
+        self.gains = nn.Parameter(torch.ones(sum(harmonics)))
         self.choice = nn.Parameter(torch.ones(1))
         self.offsets = nn.Parameter(torch.zeros(len(SHIFTS) // 2 + 2))
         self.log_precision = nn.Parameter(torch.zeros(1))
         size = sum(orders)
         self._split = (size, size * (size + 1) // 2, len(START_WEIGHTS), len(START_WEIGHTS))
-        self._order = torch.tensor([k for k, count in enumerate(orders) for _ in range(count)])
+        # which gain each coordinate has; the last, which stays 1, is that of means over directions
+        number = [sum(harmonics[:k]) if harmonic else -1 for k, harmonic in enumerate(harmonics)]
+        self._gain = torch.tensor([n for n, count in zip(number, orders, strict=True) for _ in range(count)])
         last = len(SHIFTS) - 1
         self._group = torch.tensor([*(min(k, last - k) for k in range(len(SHIFTS))), len(SHIFTS) // 2 + 1])
         self._diagonal = torch.zeros(self._split[1], 1, 1, 1)
-        self._diagonal[diagonal_entries(size)] = 1
+        self._diagonal[diagonal_entries(size)] = (self._gain >= 0).float()[:, None, None, None]
 
     def forward(self, raw: Tensor) -> Tensor:
         """The adjusted output, shape (C, X, Y, Z), of the network's; see `PriorNetwork.forward`."""
         change, triangle, weights, b0 = raw.split(self._split)
+        gains = torch.cat([self.gains, self.gains.new_ones(1)])[self._gain]
         return torch.cat(
             [
-                change * self.gains[self._order, None, None, None],
+                change * gains[:, None, None, None],
                 triangle + self.log_precision * self._diagonal.to(raw.device),
                 weights * self.choice + self.offsets[self._group, None, None, None],
                 b0,
             ]
         )
+
+    def change(self) -> Tensor:
+        """How far this is from no change, squared."""
+        return (self.gains - 1).square().sum() + (self.choice - 1).square().sum() + self.offsets.square().sum() / 4
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
@@ -124,6 +136,7 @@ def adapt(scan: ScanPosterior, seed: int, report: Report, steps: int = STEPS) ->
     for step in range(steps):
         report.progress(step, steps, "Adapting")
         loss = torch.stack([_left_out(scan, adjustment, places, rng) for _ in range(CROPS)]).mean()
+        loss = loss + RELUCTANCE / len(scan.weighted) * adjustment.change()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
