@@ -26,7 +26,7 @@ LAYERS = (
     {"settings"},
     {"io"},
     {"fitting", "simulation", "preprocessing"},
-    {"gradient_check", "prior"},
+    {"encoder", "gradient_check", "prior"},
     {"quality", "tractography"},
     {"connectome", "reporting", "session"},
     {"jobfiles", "training"},
