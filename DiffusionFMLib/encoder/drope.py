@@ -163,9 +163,9 @@ class RotaryTables:
     Parameters
     ----------
     cos, sin : Tensor, shape (P, dim)
-        The scores' factor 1 / sqrt(dim) is in them. Sines of a pair have changed places, as the entries that they are
-        multiplied with do when pairs of q, not k, are turned.
-    terms : Tensor, shape (P, N, N)
+        The scores' factor 1 / sqrt(dim) is in them.
+    terms : Tensor, shape (N, P, N)
+        T_p of volumes i and j at [i, p, j], as products lie in memory.
     max_error : float
         See `RotaryExpansion`.
     """
@@ -208,14 +208,13 @@ class RotaryTables:
             return torch.as_tensor(values, dtype=kept, device=device).contiguous()
 
         scale = 1 / sqrt(dim)
-        sin = expansion.sin.reshape(-1, dim // 2, 2)[:, :, ::-1].reshape(-1, dim)
-        functions = expansion.functions(distances)
-        return cls(table(expansion.cos * scale), table(sin * scale), table(functions), expansion.max_error)
+        terms = table(expansion.functions(distances).transpose(1, 0, 2))
+        return cls(table(expansion.cos * scale), table(expansion.sin * scale), terms, expansion.max_error)
 
     def __len__(self) -> int:
-        return self.terms.shape[1]
+        return len(self.terms)
 
     def subset(self, volumes: Tensor) -> RotaryTables:
         """Tables of some of the volumes."""
-        terms = self.terms[:, volumes][:, :, volumes].contiguous()
+        terms = self.terms[volumes][:, :, volumes].contiguous()
         return RotaryTables(self.cos, self.sin, terms, self.max_error)
