@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -213,3 +217,40 @@ def test_a_cancelled_job_ends() -> None:
 
     with pytest.raises(JobCancelled):
         encode(scan(), trained(), Cancelled())
+
+
+GROWTH = """
+import re, sys
+from pathlib import Path
+import numpy as np
+sys.path.insert(0, "Testing")
+from test_encoder_volume import DEFAULTS, IMAGE, encoded, replace, scan
+from encoder_oracle import protocol
+
+gtab = protocol({0.0: 1, 1000.0: 40})
+big, options = scan((96, 96, 8), gtab), replace(DEFAULTS, memory_mib=int(sys.argv[1]))
+encoded(scan(gtab=gtab), IMAGE, options)
+
+def resident(key):
+    return int(re.search(rf"{key}:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+Path("/proc/self/clear_refs").write_text("5")
+before = resident("VmRSS")
+encoded(big, IMAGE, options)
+print(resident("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads what Linux says of memory")
+def test_memory_stays_within_what_is_allowed(project_root: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(project_root)}
+    process = subprocess.run(
+        [sys.executable, "-c", GROWTH, "40"],
+        cwd=project_root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    # what the whole slab would take at once is more
+    assert 10 < float(process.stdout) < 40

@@ -158,7 +158,7 @@ def _turned(x: Tensor) -> Tensor:
 
 
 def _matrices(x: Tensor, tables: RotaryTables) -> Tensor:
-    """Positions and heads as one axis, in the tables' precision, contiguous: shape (G H, N, d)."""
+    """Positions and heads as one axis, in the tables' precision: shape (G H, N, d)."""
     return x.to(tables.terms.dtype).reshape(-1, *x.shape[2:])
 
 

@@ -132,7 +132,8 @@ class ScanSlabs:
         self.size = self._signal.shape[:3]
         b0 = np.flatnonzero(gtab.b0_mask)
         mean = self._signal[..., b0].mean(-1)
-        inside = np.asarray(mean > 0)
+        # its inverse is finite
+        inside = np.asarray(mean > np.finfo(np.float32).tiny)
         if acquisition.mask is not None:
             inside &= self.layout.turned(acquisition.mask)
         if not inside.any():

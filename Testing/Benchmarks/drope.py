@@ -39,7 +39,7 @@ SHARES = {12: 1, 64: 12}
 TARGETS = {12: (5.0, 0.0), 64: (20.0, 100.0)}
 """Ratios of time and of memory to be reached."""
 
-ROUNDS = 5
+ROUNDS = 3
 
 
 @dataclass(frozen=True)
