@@ -20,13 +20,13 @@ MAX_LINES = 450
 # package has to be given its place here.
 LAYERS = (
     {"errors"},
-    {"events", "gradients"},
+    {"events", "gradients", "stored_weights"},
     {"acquisition", "maps"},
     {"physics"},
     {"settings"},
     {"io"},
     {"fitting", "simulation", "preprocessing"},
-    {"gradient_check", "prior"},
+    {"encoder", "gradient_check", "prior"},
     {"quality", "tractography"},
     {"connectome", "reporting", "session"},
     {"jobfiles", "training"},

@@ -119,7 +119,13 @@ def tile_size(device: torch.device, voxel_bytes: int, memory_mib: int, count: in
 
 
 def for_each_tile(
-    count: int, size: int, device: torch.device, make_worker: Callable[[], Callable[[int], None]], report: Report
+    count: int,
+    size: int,
+    device: torch.device,
+    make_worker: Callable[[], Callable[[int], None]],
+    report: Report,
+    stage: str = "Fitting",
+    workers: int | None = None,
 ) -> None:
     """Run all tiles, on the CPU by several threads.
 
@@ -134,8 +140,11 @@ def for_each_tile(
         Called once per thread; gives the function that does the tile at a start position.
     report : Report
         Told after each tile; a cancelled job ends here, with all threads at rest.
+    stage : str
+        What the report calls it.
+    workers : int, optional
+        Threads; by default as many as fits use.
     """
-    stage = "Fitting"
     starts = range(0, count, size)
     report.progress(0, count, stage)
     if device.type != "cpu":
@@ -153,7 +162,7 @@ def for_each_tile(
             memory.work = make_worker()
         memory.work(start)
 
-    with ThreadPoolExecutor(min(cpu_workers(), len(starts))) as pool:
+    with ThreadPoolExecutor(min(workers or cpu_workers(), len(starts))) as pool:
         pending: set[Future[None]] = {pool.submit(run, start) for start in starts}
         try:
             while pending:

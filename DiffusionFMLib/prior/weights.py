@@ -1,9 +1,7 @@
-"""Weights on disk: safetensors, with what is needed to use them in the header."""
+"""The prior's weights on disk."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +15,12 @@ from DiffusionFMLib.physics import MODELS, LogLinearModel, SignalModel
 from DiffusionFMLib.physics.methods import RESTS_ON
 from DiffusionFMLib.prior.coordinates import Coordinates, coordinates_of
 from DiffusionFMLib.prior.network import NetworkShape, PriorNetwork
+from DiffusionFMLib.stored_weights import SHIPPED, digest_of, read_weights, write_weights
+
+__all__ = ["TrainedPrior", "carrier", "digest_of", "load_weights", "save_weights", "weights_file"]
 
 KIND: Final = "diffusionfm-prior"
 FORMAT: Final = 3
-
-SHIPPED: Final = Path(__file__).resolve().parents[1] / "Models"
-"""Folder of the weights that come with the library."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,13 +48,8 @@ class TrainedPrior:
 
 def save_weights(path: Path, network: PriorNetwork, model: LogLinearModel, training: dict[str, Any]) -> None:
     """Write weights, under a temporary name first."""
-    from safetensors.torch import save_file
-
     header = {"kind": KIND, "format": FORMAT, "model": model.name, "shape": network.shape.to_dict()}
-    temporary = path.with_name(f".{path.name}.part")
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    save_file(tensors, temporary, metadata={"diffusionfm": json.dumps({**header, "training": training})})
-    temporary.replace(path)
+    write_weights(path, network.state_dict(), {**header, "training": training})
 
 
 def carrier(model: SignalModel) -> SignalModel:
@@ -80,11 +73,6 @@ def weights_file(chosen: str, model: SignalModel) -> Path:
     return path
 
 
-def digest_of(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def load_weights(path: Path, device: torch.device | None = None) -> TrainedPrior:
     """Read weights.
 
@@ -93,20 +81,7 @@ def load_weights(path: Path, device: torch.device | None = None) -> TrainedPrior
     InputError
         If the file is missing, broken or of another kind.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt", device=str(device or "cpu")) as stored:
-            header = json.loads((stored.metadata() or {}).get("diffusionfm", "{}"))
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        msg = f"The prior's weights {path} cannot be read: {error}."
-        raise InputError(msg, "Choose a .safetensors file that training wrote.") from error
-    found = header.get("kind"), header.get("format")
-    if found != (KIND, FORMAT):
-        held = f"{found[0]} of format {found[1]}" if found[0] else "no weights of DiffusionFM"
-        msg = f"{path} holds {held}; expected {KIND} of format {FORMAT}."
-        raise InputError(msg, "Choose weights that this version's training wrote.")
+    tensors, header = read_weights(path, KIND, FORMAT, "prior's", device)
     model = MODELS[header["model"]]
     if not isinstance(model, LogLinearModel):
         msg = f"{path} is for {model.title}, for which there is no prior."

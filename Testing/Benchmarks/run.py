@@ -13,6 +13,8 @@ scaling
     Ours by voxels, volumes and threads.
 busy
     Ours while another process keeps a core busy.
+drope
+    Time and memory of the encoder's attention over directions, ours and the plain formula's.
 machine, roofline
     What the machine allows, and how near to it ours is.
 memory
@@ -33,6 +35,7 @@ from typing import Any
 import accuracy
 import busy
 import dki
+import drope
 import dti
 import machine
 import memory
@@ -65,6 +68,7 @@ def main() -> None:
         "noddi": (noddi.rows, noddi.show),
         "scaling": (scaling.rows, scaling.show),
         "busy": (busy.rows, busy.show),
+        "drope": (drope.rows, drope.show),
         "machine": (machine.all_measured, machine.show),
         "roofline": (roofline.rows, roofline.show),
         "memory": (lambda: memory.rows(memory.FULL if options.large else memory.SMALL), memory.show),

@@ -1,0 +1,183 @@
+"""Exact D-RoPE attention by matrix products only: no array of directions x directions x entries of a head.
+
+With the expansion of `drope`,
+
+    score_ij = sum_p T_p[i, j] (q w_p')[i, j],    w_p = k cos_p + turned(k) sin_p
+
+so that all q w_p' of one position and head are one product. Positions go through in chunks that stay in the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from DiffusionFMLib.encoder.drope import RotaryTables
+
+CPU_BYTES: Final = 4 << 20
+"""Working memory of a chunk on the CPU: about what the cache holds."""
+
+CUDA_BYTES: Final = 256 << 20
+"""On a GPU."""
+
+
+def rotary_attention(q: Tensor, k: Tensor, v: Tensor, tables: RotaryTables, hidden: Tensor | None = None) -> Tensor:
+    """Attention of each volume to all others at its position: softmax(scores) v, shape (G, H, N, d).
+
+    Parameters
+    ----------
+    q, k, v : Tensor, shape (G, H, N, d)
+        Positions, heads, volumes, entries; in any memory layout. Below single precision, scores and softmax are
+        computed in it.
+    tables : RotaryTables
+        Of the N volumes.
+    hidden : Tensor, shape (G, N), bool, optional
+        What is not attended to.
+    """
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        return _RotaryAttention.apply(q, k, v, tables, hidden)
+    return _attend(q, k, v, tables, hidden, None)
+
+
+def rotary_weights(q: Tensor, k: Tensor, tables: RotaryTables) -> Tensor:
+    """The attention itself, shape (G, H, N, N): what a query (row) takes from each volume."""
+    weights = tables.terms.new_empty(*q.shape[:3], q.shape[2])
+    with _as_asked(q):
+        space = _Workspace(tables, q)
+        for part in space.chunks():
+            scores = space.scores(_matrices(q[part], tables), _matrices(k[part], tables))
+            _put(weights[part], scores.softmax(-1))
+    return weights
+
+
+class _RotaryAttention(torch.autograd.Function):
+    """Keeps q, k, v and the attention; everything larger is made again."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, tables: RotaryTables, hidden: Tensor | None) -> Tensor:
+        g, h, n, _ = q.shape
+        kept = tables.terms.new_empty(g, h, n, n)
+        out = _attend(q, k, v, tables, hidden, kept)
+        ctx.save_for_backward(q, k, v, kept)
+        ctx.tables, ctx.hidden = tables, hidden
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, kept = ctx.saved_tensors
+        tables, (grad,) = ctx.tables, gradients
+        dq, dk, dv = (_like_tokens(q) for _ in range(3))
+        with _as_asked(q):
+            space = _Workspace(tables, q)
+            for part in space.chunks():
+                qs, ks, vs, gs = (_matrices(x[part], tables) for x in (q, k, v, grad))
+                a = kept[part].flatten(0, 1)
+                _put(dv[part], torch.bmm(a.transpose(1, 2), gs))
+                # the softmax's derivative, into the scores
+                ds = torch.bmm(gs, vs.transpose(1, 2))
+                ds.sub_((ds * a).sum(-1, keepdim=True)).mul_(a)
+                if ctx.hidden is not None:
+                    ds.masked_fill_(_for_heads(ctx.hidden[part], q), 0)
+                dqs, dks = space.backward(ds, qs, ks)
+                _put(dq[part], dqs)
+                _put(dk[part], dks)
+        return dq, dk, dv, None, None
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, tables: RotaryTables, hidden: Tensor | None, keep: Tensor | None
+) -> Tensor:
+    """Attention; its weights into `keep` too, shape (G, H, N, N)."""
+    out = _like_tokens(q)
+    with _as_asked(q):
+        space = _Workspace(tables, q)
+        for part in space.chunks():
+            scores = space.scores(_matrices(q[part], tables), _matrices(k[part], tables))
+            if hidden is not None:
+                # finite, so that a position where all is hidden makes no NaN
+                scores.masked_fill_(_for_heads(hidden[part], q), torch.finfo(scores.dtype).min)
+            a = torch.softmax(scores, -1)
+            if keep is not None:
+                _put(keep[part], a)
+            _put(out[part], torch.bmm(a, _matrices(v[part], tables)))
+    return out
+
+
+class _Workspace:
+    """Memory for the products of one chunk, used again by the next."""
+
+    def __init__(self, tables: RotaryTables, q: Tensor) -> None:
+        self.tables = tables
+        self.positions, self.heads, n, d = q.shape
+        p = len(tables.cos)
+        each = p * n * (n + d) * self.heads * tables.terms.element_size()
+        budget = CPU_BYTES if q.device.type == "cpu" else CUDA_BYTES
+        self.size = max(1, min(self.positions, budget // each))
+        count = self.size * self.heads
+        self.w = tables.terms.new_empty(count, p, n, d)
+        self.products = tables.terms.new_empty(count, n, p, n)
+
+    def chunks(self) -> Iterator[slice]:
+        for start in range(0, self.positions, self.size):
+            yield slice(start, min(start + self.size, self.positions))
+
+    def _expanded(self, k: Tensor) -> Tensor:
+        """The w of some k, shape (c, N, d), as matrices, shape (c, P N, d)."""
+        w = self.w[: len(k)]
+        torch.mul(k[:, None], self.tables.cos[:, None], out=w)
+        w.addcmul_(_turned(k)[:, None], self.tables.sin[:, None])
+        return w.flatten(1, 2)
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """Scores, shape (c, N, N), of q and k, shape (c, N, d)."""
+        products = self.products[: len(q)]
+        # with w on this side, matrices of few directions still have long rows, which is up to twice as fast
+        torch.bmm(q, self._expanded(k).transpose(1, 2), out=products.flatten(2))
+        return products.mul_(self.tables.terms).sum(2)
+
+    def backward(self, ds: Tensor, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients in q and k, shape (c, N, d), from that in the scores, shape (c, N, N)."""
+        products = self.products[: len(q)]
+        torch.mul(ds[:, :, None], self.tables.terms, out=products)
+        flat = products.flatten(2)
+        dq = torch.bmm(flat, self._expanded(k))
+        dw = self.w[: len(q)]
+        torch.bmm(flat.transpose(1, 2), q, out=dw.flatten(1, 2))
+        turned = (dw * self.tables.sin[:, None]).sum(1)
+        return dq, dw.mul_(self.tables.cos[:, None]).sum(1).sub_(_turned(turned))
+
+
+def _turned(x: Tensor) -> Tensor:
+    """(-x1, x0) of each pair (x0, x1): a quarter turn, which is i times a complex number."""
+    return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * 1j).flatten(-2)
+
+
+def _matrices(x: Tensor, tables: RotaryTables) -> Tensor:
+    """Positions and heads as one axis, in the tables' precision: shape (G H, N, d)."""
+    return x.to(tables.terms.dtype).reshape(-1, *x.shape[2:])
+
+
+def _put(where: Tensor, values: Tensor) -> None:
+    """Write matrices, shape (c H, N, d), to where positions and heads are apart."""
+    where.copy_(values.view(where.shape))
+
+
+def _for_heads(hidden: Tensor, q: Tensor) -> Tensor:
+    """What is hidden at some positions, shape (c, N), for the scores of all heads."""
+    return hidden.repeat_interleave(q.shape[1], 0)[:, None]
+
+
+def _like_tokens(q: Tensor) -> Tensor:
+    """Memory of shape (G, H, N, d) that lies as tokens do: volumes, positions, heads, entries."""
+    g, h, n, d = q.shape
+    return q.new_empty(n, g, h, d).permute(1, 2, 0, 3)
+
+
+def _as_asked(q: Tensor) -> torch.autocast:
+    """No automatic change of precision: the tables have it."""
+    return torch.autocast(q.device.type, enabled=False)
