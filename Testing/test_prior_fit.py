@@ -131,7 +131,9 @@ def test_standard_deviations_tell_the_error(brain, six):
         assert sd.min() > 0
         assert 0.8 < np.mean(error < 1.645 * sd) < 0.99
         unsure = sd > np.median(sd)
-        assert error[unsure].mean() > 1.2 * error[~unsure].mean()
+        # where it says that errors are so many times larger, they are about that many times larger
+        found, claimed = (values[unsure].mean() / values[~unsure].mean() for values in (error, sd))
+        assert found == pytest.approx(claimed, rel=0.25)
 
 
 def test_maps_are_those_declared(brain, six):
