@@ -68,6 +68,7 @@ evaluate: $(INSTALLED)
 	$(VENV_PYTHON) Testing/Evaluation/shifted.py '$(WEIGHTS)'
 	$(VENV_PYTHON) Testing/Evaluation/lesions.py '$(WEIGHTS)'
 	$(VENV_PYTHON) Testing/Evaluation/calibration.py '$(WEIGHTS)'
+	$(VENV_PYTHON) Testing/Evaluation/samples.py '$(WEIGHTS)'
 	$(VENV_PYTHON) Testing/Evaluation/microstructure.py
 
 lint: $(INSTALLED)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
+from DiffusionFMLib.acquisition import Acquisition
+from DiffusionFMLib.events import SilentReport
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.physics import DTI, MODELS
 from DiffusionFMLib.physics.tensor_arrays import spread_directions
 from DiffusionFMLib.prior.coordinates import WhitenedDesign, coordinates_of
 from DiffusionFMLib.prior.disagreement import distance, empirical_null, in_sigma
+from DiffusionFMLib.prior.fitting import fit
 from DiffusionFMLib.prior.information import Information, Measurements
 from DiffusionFMLib.prior.posterior import posterior
 from DiffusionFMLib.prior.systems import multiply, pack
+from DiffusionFMLib.settings import FitSettings
 
 MODEL = MODELS["dti"]
 
@@ -67,3 +73,27 @@ def test_what_the_prior_does_not_know_stands_out(count, shift):
     Diffusion that is too fast leaves less signal to see it by than one that is too slow.
     """
     assert np.mean(exact(count, shift) > 1.645) > 0.85
+
+
+@pytest.mark.parametrize(
+    ("md", "snr", "says"),
+    [
+        (0.85, 20, ""),
+        (2.0, 20, "mean diffusivity is [12]"),
+        (0.25, 20, "mean diffusivity is 0"),
+        (0.8, 1, "times the noise"),
+    ],
+)
+def test_what_is_no_brain_is_told(md: float, snr: float, says: str) -> None:
+    """Water, fixed tissue, and noise; living tissue is not."""
+    gtab = GradientTable(np.r_[0, 0, np.full(12, 1000.0)], np.r_[np.zeros((2, 3)), spread_directions(12)])
+    rng, shape = np.random.default_rng(0), (12, 12, 12)
+    clean = 500 * np.exp(-md * gtab.bvals / 1000) * np.ones((*shape, 1))
+    noise = 500 / snr * rng.normal(size=(2, *clean.shape))
+    signal = np.hypot(clean + noise[0], noise[1]).astype(np.float32)
+    scan = Acquisition(signal, np.diag([2.0, 2, 2, 1]), gtab, np.ones(shape, bool))
+    report = SilentReport()
+    fit(scan, DTI(), FitSettings(method="prior", device="cpu", adaptation="none"), report)
+    told = [message for code, message in report.warnings if code == "no-brain"]
+    assert len(told) == bool(says)
+    assert not says or re.search(says, told[0])

@@ -55,6 +55,17 @@ def measure(signal: Tensor, gtab: GradientTable, sigma: float) -> Measurements:
     return Measurements(signal, design, torch.tensor(sigma, dtype=torch.float64))
 
 
+def test_b0_volumes_say_what_they_say_without_the_others() -> None:
+    gtab = table(9, n_b0=3)
+    signal, few = scan(tensors(60), gtab, 0.06), GradientTable(np.zeros(3), np.zeros((3, 3)))
+    front, _ = front_end(measure(signal, gtab, 0.06))
+    alone = measure(signal[:3], few, 0.06).around(front.mean)
+    torch.testing.assert_close(front.b0, torch.stack([alone.precision[-1], alone.vector[-1]]))
+    # and of nothing but ln S0
+    assert not alone.precision[:-1].any()
+    assert not alone.vector[:-1].any()
+
+
 def unit_prior(voxels: int, precision: float = 1.0) -> Information:
     nothing = torch.zeros(PACKED, voxels, dtype=torch.float64)
     return Information(add_diagonal(nothing, precision), torch.zeros(P, voxels, dtype=torch.float64))

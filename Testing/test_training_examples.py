@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ from DiffusionFMLib.training.anatomies import DIRECTIONS, FIELDS, WEIGHTS, Anato
 from DiffusionFMLib.training.cleaning import denoised, noise_of
 from DiffusionFMLib.training.examples import ExampleMaker, correlated_noise, noise_free_fit, turned
 from DiffusionFMLib.training.protocols import BVAL_RANGE, FAMILIES, SNR_RANGE, Protocol
-from DiffusionFMLib.training.rendering import Contents, TissueProperties
+from DiffusionFMLib.training.rendering import Contents, Replacement, TissueProperties, draw_contents
 from DiffusionFMLib.training.scan_anatomies import scan_anatomies, tissue_of
 
 COORDINATES = coordinates_of(DTI())
@@ -102,6 +104,24 @@ def test_signals_are_those_of_the_simulation(bval: float) -> None:
     np.testing.assert_allclose(found, scanned.signal(bval, g), rtol=0.03, atol=8)
 
 
+def test_a_lesion_takes_the_place_of_tissue_and_not_of_fluid() -> None:
+    fields = some_fields()
+    b, g = np.array([0.0, 1.0]), np.array([[0.0, 0, 0], [0.6, 0, 0.8]])
+    whole, half = (
+        Replacement(torch.full((fields.shape[1],), share), diffusivity, s0)
+        for share, diffusivity, s0 in ((1.0, 0.5, 1.2), (0.5, 2.0, 2.0))
+    )
+    healthy = contents(fields)
+    fluid = fields[3] * TYPICAL.fluid_s0 * torch.tensor([[1.0], [math.exp(-TYPICAL.fluid)]])
+    dense = (1 - fields[3]) * 1.2 * torch.tensor([[1.0], [math.exp(-0.5)]])
+    swollen = (1 - fields[3]) * 2.0 * torch.tensor([[1.0], [math.exp(-2.0)]])
+    left = healthy.signal(b, g) - fluid
+    torch.testing.assert_close(replace(healthy, lesions=[whole]).signal(b, g), fluid + dense)
+    torch.testing.assert_close(replace(healthy, lesions=[half]).signal(b, g), fluid + (left + swollen) / 2)
+    # the second has what the first left
+    torch.testing.assert_close(replace(healthy, lesions=[half, whole]).signal(b, g), fluid + (swollen + dense) / 2)
+
+
 def test_turning_an_anatomy_turns_its_signals() -> None:
     rng = np.random.default_rng(1)
     fields = some_fields(4 * 5 * 6).reshape(-1, 4, 5, 6)
@@ -165,6 +185,19 @@ def test_the_same_seed_gives_the_same_example(phantom: Anatomy) -> None:
     torch.testing.assert_close(one.features, same.features)
     torch.testing.assert_close(one.truth, same.truth)
     assert not torch.allclose(one.truth, other.truth)
+
+
+def test_some_examples_say_nothing_but_a_look(phantom: Anatomy) -> None:
+    maker = ExampleMaker([[phantom]], DTI(), COORDINATES, 16, 2, 1.0, CPU)
+    rng = np.random.default_rng(0)
+    drawn = [maker.draw(rng) for _ in range(12)]
+    untold = [example for example in drawn if float(example.data.precision.abs().max()) < 1e-6]
+    assert 1 <= len(untold) <= 8
+    for example in untold:
+        assert example.look is not None
+        # the look and the unit Gaussian, and nothing else
+        level = example.look.precision[0, 0]
+        torch.testing.assert_close(example.ridge, example.look.vector / (1 + level), rtol=1e-3, atol=1e-3)
 
 
 def test_the_ridge_estimate_finds_the_truth_of_a_good_scan(phantom: Anatomy) -> None:
@@ -246,3 +279,16 @@ def test_scans_become_anatomies_in_voxel_axes(tmp_path: Path) -> None:
 
 def test_tensor_order_is_the_models() -> None:
     assert [DTI.parameters[k].name for k in np.array(AS_MATRIX).diagonal()] == ["Dxx", "Dyy", "Dzz"]
+
+
+def test_s0_has_a_grain_of_its_own() -> None:
+    """Where all voxels are alike, nothing else varies from one to the next; some heads have hardly any."""
+    fields = torch.zeros(len(FIELDS), 16, 16, 16)
+    fields[2] = 1
+    found = []
+    for seed in range(30):
+        density = draw_contents(fields, np.full(3, 2.0), np.random.default_rng(seed)).density.reshape(16, 16, 16)
+        found.append(float(density.log().diff(dim=0).abs().median()))
+    # between two voxels: sqrt(2) of each, and 0.7 of the scale is the median of Student's t
+    assert min(found) < 0.25 * max(found)
+    assert 0.02 < max(found) < 0.08

@@ -23,7 +23,7 @@ from DiffusionFMLib.prior.coordinates import coordinates_of
 from DiffusionFMLib.prior.estimate import ScanPosterior, estimate
 from DiffusionFMLib.prior.network import NetworkShape, PriorNetwork
 from DiffusionFMLib.prior.posterior import Posterior
-from DiffusionFMLib.prior.weights import TrainedPrior, load_weights, save_weights
+from DiffusionFMLib.prior.weights import TrainedPrior, digest_of, load_weights, save_weights
 from DiffusionFMLib.training.anatomies import random_phantom
 from DiffusionFMLib.training.examples import Example, ExampleMaker
 from DiffusionFMLib.training.loop import CHECKPOINT, LOG, WEIGHTS, train
@@ -55,6 +55,22 @@ def examples() -> list[Example]:
 def small_network(seed: int = 0) -> PriorNetwork:
     torch.manual_seed(seed)
     return PriorNetwork(NetworkShape(7, 16, 1, 1)).to(memory_format=torch.channels_last_3d)
+
+
+def test_a_run_starts_from_the_weights_that_it_is_given(pool: Path, tmp_path: Path) -> None:
+    start = tmp_path / "start.safetensors"
+    save_weights(start, small_network(7), DTI(), {})
+    settings = TrainSettings(
+        out=str(tmp_path / "run"), preset="tiny", anatomies=str(pool), device="cpu", start=str(start)
+    )
+    trained = load_weights(train(replace(settings, steps=1), SilentReport()))
+    for name, value in small_network(7).state_dict().items():
+        # one small step away
+        torch.testing.assert_close(trained.network.state_dict()[name], value, rtol=0, atol=1e-4)
+    assert trained.training["start"] == digest_of(start)
+    other = replace(settings, preset="small", out=str(tmp_path / "other"))
+    with pytest.raises(SettingsError, match="levels=1.*expected.*levels=2"):
+        train(replace(other, steps=1), SilentReport())
 
 
 def run(pool: Path, out: Path, steps: int) -> dict[str, torch.Tensor]:

@@ -29,6 +29,13 @@ from DiffusionFMLib.settings import FitSettings
 MAX_CENTRE: Final = 1.0
 """Half of all voxels above it is worth a warning."""
 
+BRAIN_MD: Final = (0.45, 1.35)
+"""Median mean diffusivity of a head, um2/ms: that of children and of b = 3000 s/mm2 is in it, that of water, muscle and
+fixed tissue is not."""
+
+MIN_SNR: Final = 3.0
+"""Median S0 over the noise: below, there is little but noise in weighted volumes."""
+
 MAPS: Final = "Maps"
 """The stage after the estimate."""
 
@@ -90,6 +97,7 @@ def fit(
             trained.network.cpu()
             cpu = torch.device("cpu")
             found, readout, adapted = _estimate(acquisition, usable, noise, trained, model, settings, report, cpu)
+        _warn_of_what_is_no_brain(found, noise, report)
         null = _null(found, len(gtab), report)
         _write(output, acquisition, usable, found, readout, null, report)
     facts = {
@@ -158,6 +166,22 @@ def _estimate(
 def _places(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
     """Position of each voxel of a mask, in its C order, in an array of its shape in Fortran order."""
     return np.ravel_multi_index(np.nonzero(mask), mask.shape, order="F")
+
+
+def _warn_of_what_is_no_brain(found: PriorEstimate, noise: NoiseEstimate, report: Report) -> None:
+    """Say so where the measurements, not yet touched by the prior, are unlike all that it was trained on."""
+    md = float(np.median(found.ridge[[0, 3, 5]].mean(0)))
+    snr = float(np.exp(np.median(found.ridge[-1]))) / noise.sigma
+    unlike = ""
+    if not BRAIN_MD[0] <= md <= BRAIN_MD[1]:
+        low, high = BRAIN_MD
+        unlike = f"Its median mean diffusivity is {md:.2f} um2/ms, that of a living brain {low} to {high}."
+    if snr < MIN_SNR:
+        unlike = f"Its signal without weighting is {snr:.1f} times the noise; expected {MIN_SNR:g} or more."
+    if unlike:
+        report.warning(
+            "no-brain", f"{unlike} The prior knows nothing like it: use the conventional fit beside its maps."
+        )
 
 
 def _null(found: PriorEstimate, volumes: int, report: Report) -> tuple[float, float]:

@@ -41,6 +41,11 @@ UNSTEADINESS: Final = 0.03
 NOISE_LEVELS: Final = (0.05, 3.0)
 """Range of sigma_t, in whitened coordinates, of the noisy looks at the truth that make a denoiser."""
 
+UNTOLD_PROBABILITY: Final = 1 / 3
+UNTOLD_SIGMA: Final = 1e6
+"""Share of the examples with such a look whose measurements say nothing, by the noise that they are then said to have:
+what the prior is to make up by itself."""
+
 ATTEMPTS: Final = 50
 
 
@@ -147,8 +152,11 @@ class ExampleMaker:
 
         known_sigma = fields.new_tensor(protocol.sigma * np.exp(rng.normal(0, SIGMA_ERROR)))
         known_correlation = protocol.correlation + rng.normal(0, CORRELATION_ERROR, 3)
-        measurements = Measurements(noisy, design, known_sigma)
         look = draw_look(truth, rng) if rng.random() < self.look_probability else None
+        untold = look is not None and rng.random() < UNTOLD_PROBABILITY
+        measurements = Measurements(
+            noisy, design, torch.full_like(known_sigma, UNTOLD_SIGMA) if untold else known_sigma
+        )
         front, data = front_end(measurements, look)
         told = conditions(
             fields.new_tensor(voxel_sizes[None]), fields.new_tensor(known_correlation[None]), known_sigma[None]

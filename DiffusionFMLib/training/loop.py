@@ -70,7 +70,17 @@ def train(settings: TrainSettings, report: Report) -> Path:
     if not settings.out:
         msg = "No folder for the training run is given."
         raise SettingsError(msg, "Name one with --out.")
+    model = MODELS[settings.model]
+    if not isinstance(model, LogLinearModel):
+        msg = f"There is no prior for {model.title}."
+        raise SettingsError(msg, "Choose another model.")
+    coordinates = coordinates_of(model)
     preset = PRESETS[settings.preset]
+    torch.manual_seed(settings.seed)
+    network = PriorNetwork(NetworkShape(len(coordinates), preset.channels, preset.levels, preset.blocks))
+    if settings.start:
+        _start_from(Path(settings.start), network, model)
+    network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     fabric = _fabric(settings, preset.precision)
     folder = Path(settings.out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,18 +90,8 @@ def train(settings: TrainSettings, report: Report) -> Path:
         _anatomies(settings, preset, pool, report)
     fabric.barrier()
 
-    model = MODELS[settings.model]
-    if not isinstance(model, LogLinearModel):
-        msg = f"There is no prior for {model.title}."
-        raise SettingsError(msg, "Choose another model.")
-    coordinates = coordinates_of(model)
     groups = _anatomies(settings, preset, pool, report)
     maker = ExampleMaker(groups, model, coordinates, preset.crop, preset.margin, LOOK_PROBABILITY, fabric.device)
-    torch.manual_seed(settings.seed)
-    network = PriorNetwork(NetworkShape(len(coordinates), preset.channels, preset.levels, preset.blocks))
-    if settings.start:
-        _start_from(Path(settings.start), network, model)
-    network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     run = _Run(settings, fabric, network, maker, folder)
     run.take_up()
     run.go_on(report)

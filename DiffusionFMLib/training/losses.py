@@ -15,7 +15,10 @@ from DiffusionFMLib.prior.network import PriorNetwork
 from DiffusionFMLib.prior.posterior import Posterior, posterior
 from DiffusionFMLib.training.examples import Example
 
-SIGNAL_WEIGHT, LIKELIHOOD_WEIGHT, FA_WEIGHT, KURTOSIS_WEIGHT = 4.0, 0.2, 0.5, 0.25
+SIGNAL_WEIGHT, LIKELIHOOD_WEIGHT, FA_WEIGHT = 4.0, 0.2, 0.5
+
+MD_WEIGHT, KURTOSIS_WEIGHT = 0.5, 1.0
+"""Where there is kurtosis: its 15 components would drown both means."""
 
 TENSOR: Final = 7
 """Unknowns of a model without kurtosis."""
@@ -92,9 +95,8 @@ def posterior_of(network: PriorNetwork, raw: Tensor, examples: list[Example]) ->
 def losses(result: Posterior, examples: list[Example], rng: np.random.Generator) -> Losses:
     """Loss of a batch's posterior.
 
-    Whitened error of the mean, likelihood of the truth, signals at the protocol's shells, FA, and mean kurtosis where
-    the model has one. The signal term
-    has b0 in it: without it S0 and MD drift together.
+    Whitened error of the mean, likelihood of the truth, signals at the protocol's shells, FA, and mean diffusivity and
+    kurtosis where the model has one. The signal term has b0 in it: without it S0 and MD drift together.
     """
     truth = torch.cat([e.truth for e in examples], 1)
     mask = torch.cat([e.mask for e in examples])
@@ -121,8 +123,9 @@ def losses(result: Posterior, examples: list[Example], rng: np.random.Generator)
     total = parameters + SIGNAL_WEIGHT * signals + LIKELIHOOD_WEIGHT * likelihood + FA_WEIGHT * anisotropy
     parts = {"parameters": parameters, "signals": signals, "likelihood": likelihood, "fa": anisotropy}
     if unknowns > TENSOR:
+        parts["md"] = (weight * (result.mean[0] - truth[0]).abs()).sum()
         parts["kurtosis"] = (weight * (mean_kurtosis(result.mean) - mean_kurtosis(truth)).abs()).sum()
-        total = total + KURTOSIS_WEIGHT * parts["kurtosis"]
+        total = total + MD_WEIGHT * parts["md"] + KURTOSIS_WEIGHT * parts["kurtosis"]
     ridge = torch.cat([e.ridge for e in examples], 1)
     return Losses(
         total,

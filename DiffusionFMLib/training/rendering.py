@@ -25,6 +25,13 @@ LESION_PROBABILITY: Final = 0.35
 MAX_LESIONS: Final = 3
 """Per crop that has any."""
 
+GRAIN: Final = 0.05
+GRAIN_FREEDOM: Final = 3.0
+GRAIN_LIMIT: Final = 6.0
+"""Vessels, iron and partial volume vary S0 from voxel to voxel: largest scale of ln S0, freedom of its Student's t
+distribution, and where that is cut off. A real scan's ln S0 scatters by 0.10 about the mean of six neighbours, of half
+its voxels by less than 0.035."""
+
 MIN_FIBRES: Final = 0.02
 """A thinner population is not rendered."""
 
@@ -107,7 +114,7 @@ class Contents:
     packing : Tensor, shape (V,)
         Factor of the share inside axons and neurites.
     density : Tensor, shape (V,)
-        Signal without diffusion weighting of a voxel full of white matter: the coil's profile.
+        Signal without diffusion weighting of a voxel full of white matter: the coil's profile, and grain.
     lesions : list of Replacement
         One after another: each replaces what is left of the tissue.
     """
@@ -175,7 +182,9 @@ def draw_contents(fields: Tensor, voxel_sizes: NDArray[np.float64], rng: np.rand
     lesions = [Replacement.draw(fields, voxel_sizes, rng) for _ in range(count)]
     fine, coarse, coil = fields[12], coarse_field(shape, 4, rng).to(fields), coarse_field(shape, 3, rng).to(fields)
     packing = (1 + 1.5 * rng.uniform(0.3, 1.5) * fine + 0.1 * coarse).clamp(0.5, 1.5)
-    density = (0.1 * coil + rng.normal(0, 0.1)).exp()
+    grain = torch.as_tensor(rng.standard_t(GRAIN_FREEDOM, tuple(shape)), dtype=fields.dtype).to(fields)
+    grain = rng.uniform(0, GRAIN) * grain.clamp(-GRAIN_LIMIT, GRAIN_LIMIT)
+    density = (0.1 * coil + grain + rng.normal(0, 0.1)).exp()
     return Contents(
         TissueProperties.draw(rng),
         fields.reshape(len(fields), -1),

@@ -211,7 +211,7 @@ def uniform(tensor: tuple[float, float, float], directions: int, sigma: float) -
 def no_brain(directions: int, snr: float, weights: Path) -> Table:
     """Water, muscle, noise: what the prior makes of them, and whether it says so."""
     table = Table(
-        "object", "MD", "prior's MD", "its sd", "bias / sd", "FA", "prior's FA", f"> {LIMIT}", "> 3",
+        "object", "MD", "prior's MD", "its sd", "bias / sd", "FA", "prior's FA", f"> {LIMIT}", "> 3", "warned",
         title=f"{directions} directions, SNR {snr:g}: what is no brain, share of it that disagreement flags",
     )  # fmt: skip
     objects = {"water, 20 C": (2.0, 2.0, 2.0), "muscle": (2.2, 1.5, 1.3), "noise": None}
@@ -220,9 +220,11 @@ def no_brain(directions: int, snr: float, weights: Path) -> Table:
         if tensor is None:
             # as bright as its noise
             scan = scan.with_signal(np.random.default_rng(1).rayleigh(1, scan.signal.shape).astype(np.float32), "noise")
-        found = by_prior(scan, weights)
+        report = SilentReport()
+        found = by_prior(scan, weights, report)
         far = found["disagreement"]
-        flags = (f"{(far > limit).mean():.0%}" for limit in (LIMIT, 3))
+        warned = any(code == "no-brain" for code, _ in report.warnings)
+        flags = (*(f"{(far > limit).mean():.0%}" for limit in (LIMIT, 3)), "yes" if warned else "no")
         sd = f"{np.median(found['md_sd']):.2f}"
         if tensor is None:
             table.add_row(name, "", f"{found['md'].mean():.2f}", sd, "", "", f"{found['fa'].mean():.2f}", *flags)

@@ -23,10 +23,10 @@ PER_UNIT = {"fa": 1.0, "md": 1e3}
 """What maps are multiplied by: MD comes in mm2/s."""
 
 
-def by_prior(acquisition: Acquisition, weights: Path) -> dict[str, NDArray]:
+def by_prior(acquisition: Acquisition, weights: Path, report: SilentReport | None = None) -> dict[str, NDArray]:
     """FA, MD, their sd, data fraction and disagreement, each (V,): as a user gets them, the noise unknown."""
     settings = FitSettings(method="prior", weights=str(weights), device="cpu")
-    result = fit(acquisition, MODELS[DTI.name], settings, SilentReport())
+    result = fit(acquisition, MODELS[DTI.name], settings, report or SilentReport())
     found = {name: image.data[result.mask] for name, image in result.maps.items()}
     for name, scale in PER_UNIT.items():
         found[name] = found[name] * scale
