@@ -321,6 +321,12 @@ def test_the_command_pretrains_from_scans_too(pool: Path, tmp_path: Path, capsys
     assert str(tmp_path) not in json.dumps(trained.training)
     (line,) = [json.loads(text) for text in (out / "log.jsonl").read_text().splitlines()]
     assert {name.rpartition("_")[2] for name in line["to_mean"]} == set(MASKS)
+    # one step of each kind: the loss is their mean, and each is told as it was
+    weights = masked_weight(0), masked_weight(0.5)
+    told = [
+        (1 - a) * line[f"visible_{kind}"] + a * line[f"hidden_{kind}"] for a, kind in zip(weights, MASKS, strict=True)
+    ]
+    assert np.mean(told) == pytest.approx(line["loss"], abs=3e-5)
     with pytest.raises(SettingsError, match="rotary=False.*expected.*rotary=True"):
         EncoderTask(replace(settings(pool, out), start=str(start)))
 

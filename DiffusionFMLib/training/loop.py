@@ -168,6 +168,8 @@ class _Watch:
     def _start(self) -> None:
         self._count, self._since = 0, time.monotonic()
         self._sums: dict[str, float] = defaultdict(float)
+        # not all steps have all numbers
+        self._counts: dict[str, int] = defaultdict(int)
         self._squares: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
 
     def leave_out(self) -> None:
@@ -178,6 +180,7 @@ class _Watch:
         self._count += 1
         for name, value in {**result.parts, "loss": float(result.total.detach()), "gradient": norm}.items():
             self._sums[name] += value
+            self._counts[name] += 1
         for name, (ours, theirs, _) in result.squares.items():
             self._squares[name][0] += ours
             self._squares[name][1] += theirs
@@ -190,7 +193,7 @@ class _Watch:
             "step": step,
             "learning_rate": round(learning_rate, 6),
             "seconds_per_step": round((time.monotonic() - self._since) / self._count, 3),
-            **{name: round(total / self._count, 5) for name, total in self._sums.items()},
+            **{name: round(total / (self._counts[name] or self._count), 5) for name, total in self._sums.items()},
             f"to_{self._compared_with}": {
                 name: round((ours / theirs) ** 0.5, 3)
                 for name, (ours, theirs) in sorted(self._squares.items())

@@ -13,6 +13,7 @@ from DiffusionFMLib.encoder.embedding import EncoderProtocol
 from DiffusionFMLib.encoder.mae import Sample
 from DiffusionFMLib.encoder.shape import EncoderShape
 from DiffusionFMLib.encoder.slabs import MAX_RATIO
+from DiffusionFMLib.errors import InputError
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.training.anatomies import WEIGHTS, Anatomy
 from DiffusionFMLib.training.examples import draw_box, measured, part_of, turned
@@ -26,6 +27,9 @@ MARGIN: Final = 24
 """Brains begin up to so many voxels from the volume's first, along each axis: anatomies are cut close, scans not."""
 
 MIN_TOKENS: Final = 4
+"""Least brain in a slab, in patches."""
+
+ATTEMPTS: Final = 50
 
 
 class SlabMaker:
@@ -59,17 +63,24 @@ class SlabMaker:
         self.shape, self.crop, self.dtype, self.device = shape, crop, dtype, device
 
     def draw(self, rng: np.random.Generator) -> Sample:
-        """A random slab with some brain in it."""
-        while True:
+        """A random slab with some brain in it.
+
+        Raises
+        ------
+        InputError
+            If none is found.
+        """
+        for _ in range(ATTEMPTS):
             group = self.groups[int(rng.integers(len(self.groups)))]
             chosen = group[int(rng.integers(len(group)))]
             draw = self._of_anatomy if isinstance(chosen, Anatomy) else self._of_scan
             signal, inside, low, gtab = draw(chosen, rng)  # type: ignore[arg-type]
             if int(inside.sum()) >= MIN_TOKENS * self.shape.patch_voxels:
-                break
-        protocol = EncoderProtocol.of(gtab, self.shape, self.dtype, self.device)
-        start = low + rng.integers(MARGIN + 1, size=3)
-        return Sample.of(signal, inside, start, gtab, protocol, self.shape.patch)
+                protocol = EncoderProtocol.of(gtab, self.shape, self.dtype, self.device)
+                start = low + rng.integers(MARGIN + 1, size=3)
+                return Sample.of(signal, inside, start, gtab, protocol, self.shape.patch)
+        msg = f"There is hardly any brain in what is trained on: none in {ATTEMPTS} parts of it."
+        raise InputError(msg, "Look at the scans' brain masks.")
 
     def _of_anatomy(
         self, anatomy: Anatomy, rng: np.random.Generator
@@ -96,7 +107,7 @@ class SlabMaker:
         volumes = np.sort(rng.permutation(len(scan.gtab))[:count])
         low = draw_box(scan.inside[None], self.crop, rng)
         inside = part_of(scan.inside[None], low, self.crop)[0]
-        signal = np.concatenate([part_of(scan.signal[[volume]], low, self.crop) for volume in volumes])
+        signal = np.concatenate([part_of(scan.signal[volume : volume + 1], low, self.crop) for volume in volumes])
         gtab = scan.gtab.subset(volumes)
         if rng.random() < 0.5:
             signal, inside = signal[:, ::-1], inside[::-1]

@@ -191,7 +191,8 @@ def scores_of(
     """Scores of each method, by name of the score."""
     scan, patch = case.scan, patch_of(networks)
     box = tuple(slice(size) for size in scan.inside.shape)
-    made = {name: scan.signal.astype(np.float32) for name in methods(networks, scan.gtab, case.sigma)}
+    tried = methods(networks, scan.gtab, case.sigma)
+    made = {name: scan.signal.astype(np.float32) for name in tried}
     hidden, judged = np.zeros(scan.signal.shape, bool), np.zeros(scan.inside.shape, bool)
     for number, (part, sample) in enumerate(slabs(scan, patch)):
         chosen = MASKS[number % len(MASKS)] if kind == ALTERNATING else kind
@@ -202,7 +203,7 @@ def scores_of(
         depth = slice(part.start, min(part.stop, scan.inside.shape[2]))
         crop = (slice(None), *box[:2], slice(depth.stop - depth.start))
         hidden[..., depth], judged[..., depth] = here[crop], scan.inside[..., depth]
-        for name, method in methods(networks, scan.gtab, case.sigma).items():
+        for name, method in tried.items():
             rows = torch.where(masked[..., None], method(sample, masked), sample.patches)
             made[name][..., depth] = sample.volumes(rows, patch).numpy()[crop]
     return {name: _scored(case, signal.clip(0, MAX_RATIO), hidden, judged) for name, signal in made.items()}
