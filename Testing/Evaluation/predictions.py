@@ -5,6 +5,7 @@ All take and give rows of patches, as `encoder.mae` has them.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from baselines import RIDGE_MEAN, RIDGE_SD, TENSOR
 from dipy.reconst.shm import real_sh_descoteaux
@@ -73,10 +74,8 @@ def harmonic_prediction(sample: Sample, masked: Tensor, gtab: GradientTable) -> 
 
 def harmonics(bvecs: NDArray) -> tuple[Tensor, Tensor]:
     """Even real harmonics at directions (N, 3), shape (N, P), and their orders, shape (P,)."""
-    x, y, z = torch.as_tensor(bvecs).T
-    basis, _, orders = real_sh_descoteaux(
-        ORDER, z.clamp(-1, 1).arccos().numpy(), torch.atan2(y, x).numpy(), legacy=False
-    )
+    x, y, z = bvecs.T
+    basis, _, orders = real_sh_descoteaux(ORDER, np.arccos(np.clip(z, -1, 1)), np.arctan2(y, x), legacy=False)
     return torch.as_tensor(basis), torch.as_tensor(orders, dtype=torch.float64)
 
 
