@@ -61,10 +61,11 @@ ROTARY, PLAIN = "D-RoPE", "without D-RoPE"
 SNR = 25.0
 SCHEMES = {
     "12 at b 1000": {1000.0: 12},
-    "6 at b 1000, 6 at b 2500": {1000.0: 6, 2500.0: 6},
+    "7 at b 1000, 7 at b 2500": {1000.0: 7, 2500.0: 7},
     "30 at b 1000": {1000.0: 30},
 }
-"""Training has 8 to 15 directions: the last is one that it has not seen."""
+"""Training has 8 to 15 directions: the last is one that it has not seen. Not six of a shell: evenly spread, all are as
+far from each other, so that harmonics predict the mean of the visible ones."""
 
 MIN_TOKENS = 8
 """Slabs with less brain are left out."""
