@@ -258,8 +258,10 @@ def tables(
     yield table
 
 
-def _order(name: str) -> tuple[int, str]:
-    return next(place for place, start in enumerate(("PSNR", "SSIM", "FA", "MD")) if name.startswith(start)), name
+def _order(name: str) -> tuple[int, float]:
+    """By kind of score, then by b-value."""
+    kind, _, bval = name.partition(" b")
+    return ("PSNR", "SSIM", "FA", "MD").index(kind), float(bval or 0)
 
 
 def _digits(name: str) -> int:
