@@ -2,6 +2,7 @@
 #
 # Variables: DWI=path        the demo's scan: NIfTI with bval and bvec beside it, NRRD, or a DICOM folder
 #            WEIGHTS=path    the prior that is evaluated; by default that which is shipped
+#            ENCODER=path    the encoder that is evaluated; without one, only what needs no training
 #            PYTHON=command  the Python to build the environment with (3.11, 3.12 or 3.13)
 #            PIP_ARGS=...    passed to pip install, e.g. an index that has the CPU build of torch
 #            PYTEST_ARGS=... passed to pytest, e.g. PYTEST_ARGS='-k gradients'
@@ -13,6 +14,7 @@ SHELL := /bin/sh
 
 VENV := .venv
 WEIGHTS ?= DiffusionFMLib/Models/prior-dti-small.safetensors
+ENCODER ?= $(wildcard DiffusionFMLib/Models/encoder-small.safetensors)
 VENV_PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed.stamp
 
@@ -26,7 +28,8 @@ help:
 	@echo "make demo DWI=path     the same on your scan"
 	@echo "make test              all tests"
 	@echo "make bench             speed, memory and error beside the peers that are installed; build/bench.json"
-	@echo "make evaluate          the prior beside smoothers, on phantoms, lesions and real scans; WEIGHTS=path chooses it"
+	@echo "make evaluate          the prior beside smoothers, on phantoms, lesions and real scans; WEIGHTS=path chooses it;"
+	@echo "                       and the encoder beside predictions that need no training; ENCODER=path"
 	@echo "make lint              ruff and mypy"
 	@echo "make install           only the environment, in $(VENV)/"
 	@echo "make clean             remove what was built; $(VENV)/ and demo/ stay"
@@ -70,6 +73,7 @@ evaluate: $(INSTALLED)
 	$(VENV_PYTHON) Testing/Evaluation/calibration.py '$(WEIGHTS)'
 	$(VENV_PYTHON) Testing/Evaluation/samples.py '$(WEIGHTS)'
 	$(VENV_PYTHON) Testing/Evaluation/microstructure.py
+	$(VENV_PYTHON) Testing/Evaluation/reconstruction.py $(if $(ENCODER),'$(ENCODER)')
 
 lint: $(INSTALLED)
 	@failed=0; \

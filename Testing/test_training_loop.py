@@ -25,13 +25,16 @@ from DiffusionFMLib.prior.network import NetworkShape, PriorNetwork
 from DiffusionFMLib.prior.posterior import Posterior
 from DiffusionFMLib.prior.weights import TrainedPrior, digest_of, load_weights, save_weights
 from DiffusionFMLib.training.anatomies import random_phantom
+from DiffusionFMLib.training.command import train
 from DiffusionFMLib.training.examples import Example, ExampleMaker
-from DiffusionFMLib.training.loop import CHECKPOINT, LOG, WEIGHTS, train
+from DiffusionFMLib.training.loop import CHECKPOINT, LOG
 from DiffusionFMLib.training.losses import batch_input, fa, losses, posterior_of
 from DiffusionFMLib.training.plot import PLOT
 from DiffusionFMLib.training.settings import TrainSettings
 
 pytest.importorskip("lightning")
+
+WEIGHTS = "prior.safetensors"
 
 COORDINATES = coordinates_of(DTI())
 CPU = torch.device("cpu")
@@ -111,7 +114,7 @@ def spoil(monkeypatch, spoilt) -> None:
         result = losses(*args)
         return replace(result, total=result.total * torch.nan) if next(count) in spoilt else result
 
-    monkeypatch.setattr("DiffusionFMLib.training.loop.losses", spoiling)
+    monkeypatch.setattr("DiffusionFMLib.training.prior.losses", spoiling)
 
 
 def test_a_step_without_a_finite_gradient_is_left_out(pool: Path, tmp_path: Path, monkeypatch) -> None:

@@ -128,19 +128,22 @@ class DiffusionTransformer(nn.Module):
         protocols: Sequence[EncoderProtocol],
         grid: tuple[int, int, int],
         masked: Tensor | None = None,
+        where: Tensor | None = None,
     ) -> Tensor:
         """The signal of slabs again, shape (B, T, X, Y, Z).
 
         Parameters
         ----------
         encoded : Encoded
-            All tokens of the grid; those that are `masked` may hold anything.
+            Tokens of the grid; those that are `masked` may hold anything.
         positions : Tensor, shape (B, S, 3), voxels
         protocols : sequence of B EncoderProtocol
         grid : tuple of int
-            Patches along each axis, S together.
+            Patches along each axis.
         masked : Tensor, shape (B, T, S), bool, optional
             Tokens to be made up for.
+        where : Tensor, shape (S,), int, optional
+            Places in the grid, flat, where not all of them have tokens; the signal of the others starts from zero.
         """
         x, cls = self.decoder_embed(encoded.tokens), self.decoder_embed(encoded.cls)
         if masked is not None:
@@ -148,7 +151,11 @@ class DiffusionTransformer(nn.Module):
         x = x + self.embedding(positions, protocols)
         for block in self.decoder_blocks:
             x, cls = block(x, cls, protocols)
-        signal = from_patch_rows(self.decoder_pred(self.ln2(x)), grid, self.shape.patch)
+        rows = self.decoder_pred(self.ln2(x))
+        if where is not None:
+            empty = rows.new_zeros(*rows.shape[:2], grid[0] * grid[1] * grid[2], rows.shape[3])
+            rows = empty.index_copy(2, where, rows)
+        signal = from_patch_rows(rows, grid, self.shape.patch)
         volumes = self.decoder_conv(signal.flatten(0, 1)[:, None])
         return volumes.view(signal.shape)
 

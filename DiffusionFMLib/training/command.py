@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from DiffusionFMLib.errors import JobCancelled
-from DiffusionFMLib.events import Artifact, Cancelled, Event, Finished, Result
+from DiffusionFMLib.events import Artifact, Cancelled, Event, Finished, Report, Result
 from DiffusionFMLib.reporting import JobReport, failure
-from DiffusionFMLib.training.settings import TrainSettings
+from DiffusionFMLib.training.settings import ENCODER, TrainSettings
 
 
 def run_training(settings: TrainSettings, sink: Callable[[Event], None], cancelled: threading.Event) -> Event:
@@ -17,10 +18,8 @@ def run_training(settings: TrainSettings, sink: Callable[[Event], None], cancell
     begun = time.monotonic()
     terminal: Event
     try:
-        from DiffusionFMLib.training.loop import train
-
         weights = train(settings, JobReport("train", sink, cancelled))
-        sink(Artifact("train", str(weights), "weights", "prior", "Weights of the prior"))
+        sink(Artifact("train", str(weights), "weights", weights.stem, f"Weights of the {weights.stem}"))
         sink(Result("train", {"out": settings.out, "files": [weights.name]}))
         terminal = Finished("train", time.monotonic() - begun)
     except JobCancelled:
@@ -29,3 +28,16 @@ def run_training(settings: TrainSettings, sink: Callable[[Event], None], cancell
         terminal = failure("train", error)
     sink(terminal)
     return terminal
+
+
+def train(settings: TrainSettings, report: Report) -> Path:
+    """Train what the settings name; returns the weights' file. See `loop.train_task`."""
+    from DiffusionFMLib.training.loop import train_task
+
+    if settings.model == ENCODER:
+        from DiffusionFMLib.training.pretraining import EncoderTask
+
+        return train_task(settings, EncoderTask(settings), report)
+    from DiffusionFMLib.training.prior import PriorTask
+
+    return train_task(settings, PriorTask(settings), report)

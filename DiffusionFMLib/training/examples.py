@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from DiffusionFMLib.prior.network import conditions
 from DiffusionFMLib.prior.systems import add_diagonal, solve
 from DiffusionFMLib.training.anatomies import DIRECTIONS, WEIGHTS, Anatomy
 from DiffusionFMLib.training.protocols import FAMILIES, Protocol
-from DiffusionFMLib.training.rendering import draw_contents
+from DiffusionFMLib.training.rendering import Contents, draw_contents
 
 DENSE_DIRECTIONS: Final = {"dti": 15, "dki": 30}
 """Directions per shell that the truth is fitted to, by the model's name."""
@@ -47,6 +47,8 @@ UNTOLD_SIGMA: Final = 1e6
 what the prior is to make up by itself."""
 
 ATTEMPTS: Final = 50
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,9 +145,7 @@ class ExampleMaker:
         shape: tuple[int, int, int] = tuple(fields.shape[1:])  # type: ignore[assignment]
         contents = draw_contents(fields, voxel_sizes, rng)
         design = self._design(protocol.bvals, protocol.bvecs)
-        clean = contents.signal(protocol.bvals / 1000, protocol.bvecs)
-        unsteady = clean * (1 + rng.uniform(0, UNSTEADINESS) * normal(tuple(clean.shape), clean.device, rng))
-        noisy = add_noise(unsteady.reshape(-1, *shape), protocol, rng).reshape(clean.shape)
+        noisy = measured(contents, shape, protocol, rng).flatten(1)
         dense_bvals, dense_bvecs, counts = protocol.dense(DENSE_DIRECTIONS[self.model.name])
         dense = self._design(dense_bvals, dense_bvecs)
         truth = noise_free_fit(contents.signal(dense_bvals / 1000, dense_bvecs), dense, counts)
@@ -176,6 +176,13 @@ class ExampleMaker:
 
     def _design(self, bvals: NDArray[np.float64], bvecs: NDArray[np.float64]) -> WhitenedDesign:
         return WhitenedDesign.of(self.model, GradientTable(bvals, bvecs), self.coordinates, self.device)
+
+
+def measured(contents: Contents, shape: tuple[int, int, int], protocol: Protocol, rng: np.random.Generator) -> Tensor:
+    """Noisy signal of a crop, shape (N, X, Y, Z)."""
+    clean = contents.signal(protocol.bvals / 1000, protocol.bvecs)
+    unsteady = clean * (1 + rng.uniform(0, UNSTEADINESS) * normal(tuple(clean.shape), clean.device, rng))
+    return add_noise(unsteady.reshape(-1, *shape), protocol, rng)
 
 
 def noise_free_fit(signal: Tensor, design: WhitenedDesign, counts: NDArray[np.float64]) -> Tensor:
@@ -223,17 +230,38 @@ def normal(shape: tuple[int, ...], device: torch.device, rng: np.random.Generato
 
 def _draw_crop(anatomy: Anatomy, edge: int, rng: np.random.Generator) -> tuple[Tensor, NDArray[np.float64]]:
     """A random crop, its axes exchanged and mirrored at random, shape (13, edge, edge, edge), and its voxel sizes."""
-    brain = anatomy.fields[WEIGHTS]
-    sizes = np.array(brain.shape[1:])
-    for _ in range(ATTEMPTS):
-        low = np.array([rng.integers(-(edge // 4), max(n - edge * 3 // 4, 0) + 1) for n in sizes])
-        first, last = np.maximum(low, 0), np.minimum(low + edge, sizes)
-        box = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
-        if (brain[(slice(None), *box)].sum(0) > 0.5).sum() >= MIN_BRAIN * edge**3:
-            break
-    margins = [(0, 0), *zip(first - low, low + edge - last, strict=True)]
-    fields = np.pad(anatomy.fields[(slice(None), *box)].astype(np.float32), margins)
+    low = draw_box(anatomy.fields[WEIGHTS], (edge,) * 3, rng)
+    fields = part_of(anatomy.fields, low, (edge,) * 3).astype(np.float32)
     return turned(fields, anatomy.voxel_sizes, rng.permutation(3), rng.choice([-1, 1], 3))
+
+
+def draw_box(brain: NDArray[np.generic], edges: tuple[int, int, int], rng: np.random.Generator) -> NDArray[np.intp]:
+    """First voxel of a random box with brain in it, shape (3,): up to a quarter of an edge lies beyond the volume.
+
+    Parameters
+    ----------
+    brain : array, shape (C, X, Y, Z)
+        Shares of a voxel that are brain.
+    edges : tuple of int, voxels
+    rng : Generator
+    """
+    sizes = brain.shape[1:]
+    for _ in range(ATTEMPTS):
+        spans = zip(sizes, edges, strict=True)
+        low = np.array([rng.integers(-(edge // 4), max(n - edge * 3 // 4, 0) + 1) for n, edge in spans], np.intp)
+        first, last = np.maximum(low, 0), np.minimum(low + edges, sizes)
+        box = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
+        if (brain[(slice(None), *box)].sum(0) > 0.5).sum() >= MIN_BRAIN * np.prod(edges):
+            break
+    return low
+
+
+def part_of(values: NDArray[Scalar], low: NDArray[np.intp], edges: tuple[int, int, int]) -> NDArray[Scalar]:
+    """A box of an array, shape (C, X, Y, Z); zero beyond it."""
+    sizes = values.shape[1:]
+    first, last = np.maximum(low, 0), np.minimum(low + edges, sizes)
+    box = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
+    return np.pad(values[(slice(None), *box)], [(0, 0), *zip(first - low, low + edges - last, strict=True)])
 
 
 def turned(

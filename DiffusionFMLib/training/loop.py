@@ -1,4 +1,4 @@
-"""The training loop of the prior, on Lightning Fabric: one process or many, in pieces, the same by seed."""
+"""The training loop, on Lightning Fabric: one process or many, in pieces, the same by seed. It knows no model."""
 
 from __future__ import annotations
 
@@ -10,144 +10,90 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
+from torch import nn
 
 from DiffusionFMLib.errors import DiffusionFMError, SettingsError
 from DiffusionFMLib.events import Report
-from DiffusionFMLib.physics import MODELS, LogLinearModel
-from DiffusionFMLib.prior.coordinates import coordinates_of
-from DiffusionFMLib.prior.network import NetworkShape, PriorNetwork
-from DiffusionFMLib.prior.weights import digest_of, load_weights, save_weights
-from DiffusionFMLib.training.anatomies import Anatomy, random_phantoms, simulated_brains
-from DiffusionFMLib.training.examples import ExampleMaker
-from DiffusionFMLib.training.losses import Losses, batch_input, losses, posterior_of
+from DiffusionFMLib.stored_weights import digest_of
 from DiffusionFMLib.training.plot import PLOT, plot_log
-from DiffusionFMLib.training.scan_anatomies import scan_anatomies
-from DiffusionFMLib.training.settings import PRESETS, Preset, TrainSettings
+from DiffusionFMLib.training.settings import TrainSettings
+from DiffusionFMLib.training.task import Losses, Task
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 CHECKPOINT: Final = "checkpoint.ckpt"
-WEIGHTS: Final = "prior.safetensors"
 LOG: Final = "log.jsonl"
 
 LOG_STEPS: Final = 50
 CHECKPOINT_SECONDS: Final = 120.0
 
-WARM_UP: Final = 100
-"""Steps that the learning rate rises over."""
-
-COOL_DOWN: Final = 0.3
-"""Share of the steps, at the end, that it falls over; constant before, so that a run can be made longer."""
-
 EMA: Final = 0.998
-WEIGHT_DECAY: Final = 1e-3
 MAX_GRADIENT: Final = 4.0
 MAX_LEFT_OUT: Final = 20
 """Steps without a finite gradient, one after another; more are no accident."""
 
-LOOK_PROBABILITY: Final = 0.25
+_PATHS: Final = ("out", "anatomies", "scans")
 
 
-def train(settings: TrainSettings, report: Report) -> Path:
-    """Train the prior, or go on with it; returns the weights' file.
+def train_task(settings: TrainSettings, task: Task, report: Report) -> Path:
+    """Train, or go on with it; returns the weights' file.
 
     Parameters
     ----------
     settings : TrainSettings
         The same settings give the same weights, in however many pieces they are made.
+    task : Task
     report : Report
 
     Raises
     ------
     SettingsError
-        If no folder is given, or there is no prior for the model, or the weights to start from are of another network.
-    InputError
-        If these weights cannot be read, or there are no scans in the folder of scans.
+        If no folder is given.
     DiffusionFMError
-        If Lightning is not installed.
+        If Lightning is not installed, the folder's checkpoint is of another version, or training diverges.
     """
     if not settings.out:
         msg = "No folder for the training run is given."
         raise SettingsError(msg, "Name one with --out.")
-    model = MODELS[settings.model]
-    if not isinstance(model, LogLinearModel):
-        msg = f"There is no prior for {model.title}."
-        raise SettingsError(msg, "Choose another model.")
-    coordinates = coordinates_of(model)
-    preset = PRESETS[settings.preset]
-    torch.manual_seed(settings.seed)
-    network = PriorNetwork(NetworkShape(len(coordinates), preset.channels, preset.levels, preset.blocks))
-    if settings.start:
-        _start_from(Path(settings.start), network, model)
-    network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    fabric = _fabric(settings, preset.precision)
+    fabric = _fabric(settings, task.precision)
     folder = Path(settings.out)
     folder.mkdir(parents=True, exist_ok=True)
     pool = Path(settings.anatomies) if settings.anatomies else folder / "anatomies"
     if fabric.global_rank == 0:
         # made by one process, read by all
-        _anatomies(settings, preset, pool, report)
+        task.prepare(pool, fabric.device, report)
     fabric.barrier()
-
-    groups = _anatomies(settings, preset, pool, report)
-    maker = ExampleMaker(groups, model, coordinates, preset.crop, preset.margin, LOOK_PROBABILITY, fabric.device)
-    run = _Run(settings, fabric, network, maker, folder)
+    if fabric.global_rank:
+        task.prepare(pool, fabric.device, report)
+    run = _Run(settings, fabric, task, folder)
     run.take_up()
     run.go_on(report)
+    weights = folder / f"{task.kind}.safetensors"
     if fabric.global_rank == 0:
-        facts = {**settings.to_dict(), "done": run.step, "examples": run.step * preset.batch * fabric.world_size}
+        facts = {**settings.to_dict(), "done": run.step, "examples": run.step * task.batch * fabric.world_size}
         if settings.start:
             facts["start"] = digest_of(Path(settings.start))
-        save_weights(folder / WEIGHTS, run.averaged, model, {k: v for k, v in facts.items() if k not in _PATHS})
-    return folder / WEIGHTS
-
-
-_PATHS: Final = ("out", "anatomies", "scans")
-
-
-def _start_from(path: Path, network: PriorNetwork, model: LogLinearModel) -> None:
-    """Give a network the weights of a file."""
-    trained = load_weights(path)
-    if (trained.model.name, trained.network.shape) != (model.name, network.shape):
-        held, expected = f"{trained.network.shape} for {trained.model.title}", f"{network.shape} for {model.title}"
-        msg = f"{path} holds {held}; expected {expected}."
-        raise SettingsError(msg, "Choose weights of the same model and preset.")
-    network.load_state_dict(trained.network.state_dict())
-
-
-def _anatomies(settings: TrainSettings, preset: Preset, pool: Path, report: Report) -> list[list[Anatomy]]:
-    """Simulated heads, random anatomies, and those of scans when there are any."""
-    groups = [
-        list(simulated_brains(pool, preset.brains, report)),
-        list(random_phantoms(pool, preset.phantoms, report)),
-    ]
-    if settings.scans:
-        groups.append(list(scan_anatomies(Path(settings.scans), pool, report)))
-    return [group for group in groups if group]
+        task.save(weights, run.averaged, {name: fact for name, fact in facts.items() if name not in _PATHS})
+    return weights
 
 
 class _Run:
     """State of a run: network, its moving average, optimiser and step."""
 
-    def __init__(
-        self, settings: TrainSettings, fabric: Fabric, network: PriorNetwork, maker: ExampleMaker, folder: Path
-    ) -> None:
-        self.settings, self.fabric, self.maker, self.folder = settings, fabric, maker, folder
-        self.preset = PRESETS[settings.preset]
-        self.steps = settings.steps or self.preset.steps
+    def __init__(self, settings: TrainSettings, fabric: Fabric, task: Task, folder: Path) -> None:
+        self.settings, self.fabric, self.task, self.folder = settings, fabric, task, folder
+        self.steps = settings.steps or task.steps
         self.step = 0
         self._left_out = 0
-        self.raw = network
-        optimiser = torch.optim.AdamW(network.parameters(), weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98))
-        self.network, self.optimiser = fabric.setup(network, optimiser)
+        self.network, self.optimiser = fabric.setup(task.network, task.optimiser())
         average = torch.optim.swa_utils.get_ema_multi_avg_fn(EMA)
-        self._ema = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=average)
+        self._ema = torch.optim.swa_utils.AveragedModel(task.network, multi_avg_fn=average)
 
     @property
-    def averaged(self) -> PriorNetwork:
+    def averaged(self) -> nn.Module:
         """The network with the moving average of its weights."""
-        return self._ema.module  # type: ignore[return-value]
+        return self._ema.module
 
     def take_up(self) -> None:
         """Load the folder's checkpoint, if there is one."""
@@ -163,12 +109,12 @@ class _Run:
     def go_on(self, report: Report) -> None:
         """Train until all steps are done or the time is up."""
         end = time.monotonic() + 60 * self.settings.minutes if self.settings.minutes else float("inf")
-        saved, watch = time.monotonic(), _Watch(self.folder / LOG)
+        saved, watch = time.monotonic(), _Watch(self.folder / LOG, self.task.compared_with)
         while self.step < self.steps and time.monotonic() < end:
             report.progress(self.step, self.steps, "Training")
-            self._one_step(watch)
+            rate = self._one_step(watch)
             if self.fabric.global_rank == 0 and self.step % LOG_STEPS == 0:
-                watch.write(self.step, self._learning_rate())
+                watch.write(self.step, rate)
             if time.monotonic() - saved > CHECKPOINT_SECONDS:
                 self.save()
                 saved = time.monotonic()
@@ -187,18 +133,12 @@ class _Run:
         progress = {"step": self.step}
         return {"network": self.network, "average": self._ema, "optimiser": self.optimiser, "progress": progress}
 
-    def _learning_rate(self) -> float:
-        left = (self.steps - self.step) / (COOL_DOWN * self.steps)
-        return self.preset.learning_rate * min(1.0, (self.step + 1) / WARM_UP, max(left, 0.01))
-
-    def _one_step(self, watch: _Watch) -> None:
+    def _one_step(self, watch: _Watch) -> float:
+        """Returns the learning rate."""
         # by step and process, so that a run taken up again sees what it would have seen
         rng = np.random.default_rng([self.settings.seed, self.step, self.fabric.global_rank])
-        examples = [self.maker.draw(rng) for _ in range(self.preset.batch)]
-        for group in self.optimiser.param_groups:
-            group["lr"] = self._learning_rate()
-        raw = self.network(*batch_input(examples))
-        result = losses(posterior_of(self.raw, raw, examples), examples, rng)
+        rate = self.task.set_rates(self.optimiser, self.step, self.steps)
+        result = self.task.losses(self.network, self.step, self.steps, rng)
         self.optimiser.zero_grad()
         self.fabric.backward(result.total)
         norm = self.fabric.clip_gradients(self.network, self.optimiser, max_norm=MAX_GRADIENT, error_if_nonfinite=False)
@@ -210,23 +150,26 @@ class _Run:
                 msg = f"The last {self._left_out} steps had no finite gradient: training has diverged."
                 raise DiffusionFMError(msg, "Start again in another folder, with another seed.")
             watch.leave_out()
-            return
+            return rate
         self._left_out = 0
         self.optimiser.step()
-        self._ema.update_parameters(self.raw)
+        self._ema.update_parameters(self.task.network)
         watch.add(result, float(norm) if norm is not None else float("nan"))
+        return rate
 
 
 class _Watch:
     """Means of what training tells, written as one line of JSON every so many steps."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, compared_with: str) -> None:
+        self._path, self._compared_with = path, compared_with
         self._start()
 
     def _start(self) -> None:
         self._count, self._since = 0, time.monotonic()
         self._sums: dict[str, float] = defaultdict(float)
+        # not all steps have all numbers
+        self._counts: dict[str, int] = defaultdict(int)
         self._squares: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
 
     def leave_out(self) -> None:
@@ -237,21 +180,24 @@ class _Watch:
         self._count += 1
         for name, value in {**result.parts, "loss": float(result.total.detach()), "gradient": norm}.items():
             self._sums[name] += value
-        for name, (ours, ridge, _) in result.squares.items():
+            self._counts[name] += 1
+        for name, (ours, theirs, _) in result.squares.items():
             self._squares[name][0] += ours
-            self._squares[name][1] += ridge
+            self._squares[name][1] += theirs
 
     def write(self, step: int, learning_rate: float) -> None:
-        """Means since the last line; ``to_ridge`` is the error over the ridge estimate's, by noise and tissue."""
+        """Means since the last line; ``to_...`` is the error over that of what it is compared with."""
         if not self._count:
             return
         line = {
             "step": step,
             "learning_rate": round(learning_rate, 6),
             "seconds_per_step": round((time.monotonic() - self._since) / self._count, 3),
-            **{name: round(total / self._count, 5) for name, total in self._sums.items()},
-            "to_ridge": {
-                name: round((ours / ridge) ** 0.5, 3) for name, (ours, ridge) in sorted(self._squares.items()) if ridge
+            **{name: round(total / (self._counts[name] or self._count), 5) for name, total in self._sums.items()},
+            f"to_{self._compared_with}": {
+                name: round((ours / theirs) ** 0.5, 3)
+                for name, (ours, theirs) in sorted(self._squares.items())
+                if theirs
             },
         }
         with self._path.open("a", encoding="utf-8") as log:

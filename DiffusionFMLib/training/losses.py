@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -14,6 +13,7 @@ from DiffusionFMLib.prior.information import concatenate
 from DiffusionFMLib.prior.network import PriorNetwork
 from DiffusionFMLib.prior.posterior import Posterior, posterior
 from DiffusionFMLib.training.examples import Example
+from DiffusionFMLib.training.task import Losses
 
 SIGNAL_WEIGHT, LIKELIHOOD_WEIGHT, FA_WEIGHT = 4.0, 0.2, 0.5
 
@@ -50,25 +50,6 @@ DETERMINED: Final = 6
 """With fewer directions no neighbour can tell a tensor either: a group of their own, ``few``."""
 
 
-@dataclass(frozen=True, eq=False)
-class Losses:
-    """Loss of a batch, and errors to watch.
-
-    Parameters
-    ----------
-    total : Tensor, shape ()
-    parts : dict of str to float
-        Terms before they are weighted.
-    squares : dict of str to (float, float, int)
-        By noise level and tissue: summed square error of the posterior mean and of the ridge estimate, in all whitened
-        coordinates but ln S0, and the number of voxels.
-    """
-
-    total: Tensor
-    parts: dict[str, float]
-    squares: dict[str, tuple[float, float, int]]
-
-
 def batch_input(examples: list[Example]) -> tuple[Tensor, Tensor, Tensor]:
     """Features, masks and conditions of examples of one shape, as the network takes them."""
     layout = torch.channels_last_3d
@@ -93,7 +74,7 @@ def posterior_of(network: PriorNetwork, raw: Tensor, examples: list[Example]) ->
 
 
 def losses(result: Posterior, examples: list[Example], rng: np.random.Generator) -> Losses:
-    """Loss of a batch's posterior.
+    """Loss of a batch's posterior; errors by noise and tissue, beside the ridge estimate's, in all but ln S0.
 
     Whitened error of the mean, likelihood of the truth, signals at the protocol's shells, FA, and mean diffusivity and
     kurtosis where the model has one. The signal term has b0 in it: without it S0 and MD drift together.

@@ -61,7 +61,7 @@ def read_log(log: Path) -> list[dict[str, Any]]:
 
 
 def figure_of(lines: Sequence[Mapping[str, Any]]) -> Figure:
-    """A panel for each number of the log, the loss first, and one of errors over the ridge's for each tissue."""
+    """A panel for each number of the log, the loss first, and one for errors of each place over others' errors."""
     # not pyplot: it would choose a backend, and keep figures, for the whole process
     from matplotlib.figure import Figure
 
@@ -70,10 +70,11 @@ def figure_of(lines: Sequence[Mapping[str, Any]]) -> Figure:
     panels: dict[str, dict[str, NDArray[np.float64]]] = {
         name: {"": _column(lines, name)} for name in sorted(numbers, key=lambda name: name != "loss") if name != "step"
     }
-    ratios = [line.get("to_ridge", {}) for line in lines]
-    for name in sorted({name for ratio in ratios for name in ratio}):
-        noise, _, tissue = name.rpartition("_")
-        panels.setdefault(f"error / ridge's, {tissue}", {})[noise] = _column(ratios, name)
+    for key in sorted({key for line in lines for key in line if key.startswith("to_")}):
+        ratios = [line.get(key, {}) for line in lines]
+        for name in sorted({name for ratio in ratios for name in ratio}):
+            kind, _, place = name.rpartition("_")
+            panels.setdefault(f"error / {key.removeprefix('to_')}'s, {place}", {})[kind] = _column(ratios, name)
 
     rows = -(-len(panels) // COLUMNS)
     figure = Figure(figsize=(3.2 * COLUMNS, 2.4 * rows), layout="constrained")

@@ -45,8 +45,9 @@ class Family:
 FAMILIES: Final = {
     "dti": Family((0.75, 0.17, 0.08), (3, 60), 0.0),
     "dki": Family((0.0, 0.7, 0.3), (8, 90), 1500.0),
+    "encoder": Family((0.5, 0.3, 0.2), (8, 15), 0.0),
 }
-"""By the model's name."""
+"""By the model's name, or the encoder's."""
 
 
 @dataclass(frozen=True, eq=False)

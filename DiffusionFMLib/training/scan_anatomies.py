@@ -63,13 +63,13 @@ def scan_anatomies(scans: Path, folder: Path, report: Report) -> Iterator[Anatom
     InputError
         If there are none.
     """
-    found = sorted(_scans(scans), key=lambda scan: scan[0])
+    found = scans_in(scans)
     used = 0
     for done, (path, dataset) in enumerate(found):
         report.progress(done, len(found), "Scans")
-        make = partial(neurite_anatomy, path) if path.is_dir() else partial(_read, path, dataset, report)
+        make = partial(neurite_anatomy, path) if path.is_dir() else partial(_anatomy_in, path, dataset, report)
         try:
-            anatomy = cached(folder, f"scan-{_name(path, scans)}", make)
+            anatomy = cached(folder, f"scan-{scan_name(path, scans)}", make)
         except InputError as error:
             report.warning("scan", f"{path.name} is not trained on: {error.message}")
             continue
@@ -80,8 +80,12 @@ def scan_anatomies(scans: Path, folder: Path, report: Report) -> Iterator[Anatom
         raise InputError(msg, "Choose another folder.")
 
 
-def _scans(folder: Path) -> Iterator[tuple[Path, BidsDataset | None]]:
+def scans_in(folder: Path) -> list[tuple[Path, BidsDataset | None]]:
     """Scans and folders of NODDI maps, in a folder and those below it, with the dataset that they belong to."""
+    return sorted(_scans(folder), key=lambda scan: scan[0])
+
+
+def _scans(folder: Path) -> Iterator[tuple[Path, BidsDataset | None]]:
     for parent, folders, files in os.walk(folder):
         dataset = BidsDataset.at(Path(parent))
         if dataset is not None:
@@ -95,17 +99,24 @@ def _scans(folder: Path) -> Iterator[tuple[Path, BidsDataset | None]]:
         yield from ((path, None) for path in paths if path.with_name(f"{stem(path)}.bval").is_file())
 
 
-def _name(path: Path, scans: Path) -> str:
+def scan_name(path: Path, scans: Path) -> str:
+    """What a scan's files in the cache are called."""
     return "-".join((*path.relative_to(scans).parts[:-1], stem(path)))
 
 
-def _read(path: Path, dataset: BidsDataset | None, report: Report) -> Anatomy:
+def read_scan(path: Path, dataset: BidsDataset | None, report: Report) -> Acquisition:
+    """A scan, with the gradients that belong to it in its dataset."""
     from DiffusionFMLib.io import read_acquisition
-    from DiffusionFMLib.preprocessing.masking import brain_mask
     from DiffusionFMLib.settings import ScanSettings
 
     bval, bvec = map(str, dataset.gradients(path)) if dataset is not None else ("", "")
-    acquisition = read_acquisition(ScanSettings(dwi=str(path), bval=bval, bvec=bvec), report)
+    return read_acquisition(ScanSettings(dwi=str(path), bval=bval, bvec=bvec), report)
+
+
+def _anatomy_in(path: Path, dataset: BidsDataset | None, report: Report) -> Anatomy:
+    from DiffusionFMLib.preprocessing.masking import brain_mask
+
+    acquisition = read_scan(path, dataset, report)
     if problem := DTI().unsupported(acquisition.gtab):
         raise ProtocolError(problem)
     return anatomy_of(acquisition, brain_mask(acquisition), report)

@@ -10,7 +10,7 @@ from DiffusionFMLib.settings import Settings, option
 
 @dataclass(frozen=True)
 class Preset:
-    """Size of a training run.
+    """Size of a training run of the prior.
 
     Parameters
     ----------
@@ -47,20 +47,28 @@ PRESETS: Final = {
     "base": Preset(48, 2, 2, 32, 4, 16, 20_000, 1e-3, 100, 100, "bf16-mixed"),
     "large": Preset(64, 3, 2, 32, 4, 32, 100_000, 1e-3, 200, 200, "bf16-mixed"),
 }
-"""tiny is for tests; small trains on a CPU in about 2 h, base on one GPU in about half an hour."""
+"""Of the prior. tiny is for tests; small trains on a CPU in about 2 h, base on one GPU in about half an hour."""
+
+ENCODER: Final = "encoder"
+"""What stands in the place of a signal model where the encoder is trained; its presets, in `pretraining`, have the same
+names."""
 
 
 @dataclass(frozen=True)
 class TrainSettings(Settings):
-    """Training of the prior on simulated scans."""
+    """Training of the prior, or of the encoder, on simulated scans and on yours."""
 
     out: str = option("", "Folder of checkpoint, log and weights; a run that is there is taken up again.", path=True)
     preset: str = option("small", "Size of the run.", choices=tuple(PRESETS))
-    model: str = option("dti", "Signal model.", choices=("dti", "dki"))
+    model: str = option("dti", "Signal model whose prior is trained, or the encoder.", choices=("dti", "dki", ENCODER))
+    rotary: bool = option(
+        True, "Attention over directions turns by their distances (D-RoPE); of the encoder only.", advanced=True
+    )
     anatomies: str = option("", "Folder that anatomies are kept in; below the run's own when not given.", path=True)
     scans: str = option(
         "",
-        "Scans whose anatomy is trained on beside the simulated: a BIDS dataset, or folders of NIfTI, bval and bvec.",
+        "Scans whose anatomy (encoder: signal) is trained on beside the simulated: a BIDS dataset, or folders of "
+        "NIfTI, bval and bvec.",
         path=True,
     )
     start: str = option("", "Weights to start from; random ones when not given.", path=True)

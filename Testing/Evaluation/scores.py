@@ -55,3 +55,32 @@ def lumps(flagged: NDArray[np.bool_], voxel_sizes: NDArray, diameter: float) -> 
     labels, count = ndimage.label(flagged)
     volumes = np.bincount(labels.ravel(), minlength=count + 1)[1:] * float(np.prod(voxel_sizes))
     return int((volumes >= np.pi / 6 * diameter**3).sum())
+
+
+def psnr(error: NDArray, peak: float = 1.0) -> float:
+    """Peak signal over root mean square error in decibels: 10 log10(peak^2 / mean square error)."""
+    return float(10 * np.log10(peak**2 / np.mean(np.square(error))))
+
+
+def similarity(found: NDArray, true: NDArray, width: float = 1.5, peak: float = 1.0) -> NDArray:
+    """Structural similarity (Wang et al., 2004) at each voxel of two volumes, in Gaussian windows of that width."""
+
+    def local(values: NDArray) -> NDArray:
+        return ndimage.gaussian_filter(values, width, mode="nearest", truncate=3.5)
+
+    found, true = found.astype(float), true.astype(float)
+    mean, other = local(found), local(true)
+    variances = local(found**2) - mean**2 + local(true**2) - other**2
+    covariance = local(found * true) - mean * other
+    c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
+    alike = (2 * mean * other + c1) * (2 * covariance + c2)
+    return alike / ((mean**2 + other**2 + c1) * (variances + c2))
+
+
+def paired(one: NDArray, other: NDArray, share: float = 0.95) -> tuple[float, float]:
+    """Mean difference of pairs, and half the width of its interval by Student's t; not a number of one pair."""
+    difference = np.asarray(one) - np.asarray(other)
+    if len(difference) < 2:
+        return float(difference.mean()), float("nan")
+    error = difference.std(ddof=1) / np.sqrt(len(difference))
+    return float(difference.mean()), float(stats.t.ppf((1 + share) / 2, len(difference) - 1) * error)

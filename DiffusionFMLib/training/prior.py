@@ -1,0 +1,104 @@
+"""Training of the prior on crops of anatomies whose truth is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import nn
+
+from DiffusionFMLib.errors import SettingsError
+from DiffusionFMLib.events import Report
+from DiffusionFMLib.physics import MODELS, LogLinearModel
+from DiffusionFMLib.prior.coordinates import coordinates_of
+from DiffusionFMLib.prior.network import NetworkShape, PriorNetwork
+from DiffusionFMLib.prior.weights import load_weights, save_weights
+from DiffusionFMLib.training.examples import ExampleMaker
+from DiffusionFMLib.training.losses import batch_input, losses, posterior_of
+from DiffusionFMLib.training.settings import PRESETS, TrainSettings
+from DiffusionFMLib.training.task import Losses, anatomies
+
+WARM_UP: Final = 100
+"""Steps that the learning rate rises over."""
+
+COOL_DOWN: Final = 0.3
+"""Share of the steps, at the end, that it falls over; constant before, so that a run can be made longer."""
+
+WEIGHT_DECAY: Final = 1e-3
+LOOK_PROBABILITY: Final = 0.25
+
+
+class PriorTask:
+    """See `task.Task`.
+
+    Parameters
+    ----------
+    settings : TrainSettings
+
+    Raises
+    ------
+    SettingsError
+        If there is no prior for the model, or the weights to start from are of another network.
+    InputError
+        If these weights cannot be read.
+    """
+
+    kind = "prior"
+    compared_with = "ridge"
+
+    def __init__(self, settings: TrainSettings) -> None:
+        model = MODELS[settings.model]
+        if not isinstance(model, LogLinearModel):
+            msg = f"There is no prior for {model.title}."
+            raise SettingsError(msg, "Choose another model.")
+        self._settings, self._model, self._preset = settings, model, PRESETS[settings.preset]
+        preset = self._preset
+        self.batch, self.steps, self.precision = preset.batch, preset.steps, preset.precision
+        self._coordinates = coordinates_of(model)
+        torch.manual_seed(settings.seed)
+        network = PriorNetwork(NetworkShape(len(self._coordinates), preset.channels, preset.levels, preset.blocks))
+        if settings.start:
+            _start_from(Path(settings.start), network, model)
+        self.network: PriorNetwork = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+    def prepare(self, pool: Path, device: torch.device, report: Report) -> None:
+        """Make or read anatomies; raises InputError if there are no scans in the folder of scans."""
+        preset = self._preset
+        groups = anatomies(preset.brains, preset.phantoms, self._settings.scans, pool, report)
+        self._maker = ExampleMaker(
+            groups, self._model, self._coordinates, preset.crop, preset.margin, LOOK_PROBABILITY, device
+        )
+
+    def optimiser(self) -> torch.optim.Optimizer:
+        """AdamW."""
+        return torch.optim.AdamW(self.network.parameters(), weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98))
+
+    def set_rates(self, optimiser: torch.optim.Optimizer, step: int, steps: int) -> float:
+        """Warm-up, constant, cool-down."""
+        left = (steps - step) / (COOL_DOWN * steps)
+        rate = self._preset.learning_rate * min(1.0, (step + 1) / WARM_UP, max(left, 0.01))
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def losses(self, network: nn.Module, step: int, steps: int, rng: np.random.Generator) -> Losses:
+        """Of new examples."""
+        examples = [self._maker.draw(rng) for _ in range(self.batch)]
+        raw = network(*batch_input(examples))
+        return losses(posterior_of(self.network, raw, examples), examples, rng)
+
+    def save(self, path: Path, network: nn.Module, facts: dict[str, Any]) -> None:
+        """Write the prior's weights."""
+        save_weights(path, network, self._model, facts)  # type: ignore[arg-type]
+
+
+def _start_from(path: Path, network: PriorNetwork, model: LogLinearModel) -> None:
+    """Give a network the weights of a file."""
+    trained = load_weights(path)
+    if (trained.model.name, trained.network.shape) != (model.name, network.shape):
+        held, expected = f"{trained.network.shape} for {trained.model.title}", f"{network.shape} for {model.title}"
+        msg = f"{path} holds {held}; expected {expected}."
+        raise SettingsError(msg, "Choose weights of the same model and preset.")
+    network.load_state_dict(trained.network.state_dict())

@@ -1,0 +1,110 @@
+"""Signals of real scans to train on, cached so that a part is read without the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from DiffusionFMLib.acquisition import Acquisition
+from DiffusionFMLib.encoder.slabs import MAX_RATIO, Layout
+from DiffusionFMLib.errors import InputError, ProtocolError
+from DiffusionFMLib.events import Report
+from DiffusionFMLib.gradients import GradientTable
+from DiffusionFMLib.training.scan_anatomies import read_scan, scan_name, scans_in
+
+
+@dataclass(frozen=True, eq=False)
+class SignalScan:
+    """Weighted volumes of a scan over its mean b0, along the patient's axes.
+
+    Parameters
+    ----------
+    signal : array, shape (T, X, Y, Z), float16
+    inside : array, shape (X, Y, Z), bool
+        Brain.
+    gtab : GradientTable, T volumes
+    """
+
+    signal: NDArray[np.float16]
+    inside: NDArray[np.bool_]
+    gtab: GradientTable
+
+    @classmethod
+    def of(cls, acquisition: Acquisition) -> SignalScan:
+        """From a scan with a mask.
+
+        Raises
+        ------
+        ProtocolError
+            If it has no b0, or fewer than two directions.
+        """
+        gtab = acquisition.gtab
+        weighted = np.flatnonzero(~gtab.b0_mask & ~gtab.trace_mask)
+        if len(weighted) < 2 or not gtab.b0_mask.any():
+            msg = f"{acquisition.name} has {len(weighted)} directions and {int(gtab.b0_mask.sum())} b0."
+            raise ProtocolError(msg, "Choose scans with a b0 and two directions at least.")
+        b0 = acquisition.signal[..., gtab.b0_mask].mean(-1)
+        inside = (b0 > 0) if acquisition.mask is None else acquisition.mask & (b0 > 0)
+        ratio = np.zeros((len(weighted), *acquisition.shape), np.float16)
+        ratio[:, inside] = np.clip(acquisition.signal[inside][:, weighted].T / b0[inside], 0, MAX_RATIO)
+        layout = Layout.of(acquisition, "scanner")
+        along = np.moveaxis(layout.turned(np.moveaxis(ratio, 0, -1)), -1, 0)
+        return cls(np.ascontiguousarray(along), np.ascontiguousarray(layout.turned(inside)), gtab.subset(weighted))
+
+    def save(self, path: Path) -> None:
+        """Write it as .npy, with the rest beside it; the signal last, so that what is there is whole."""
+        rest = path.with_suffix(".npz")
+        np.savez(rest, inside=self.inside, bvals=self.gtab.bvals, bvecs=self.gtab.bvecs)
+        temporary = path.with_name(f".{path.name}.part.npy")
+        np.save(temporary, self.signal)
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> SignalScan:
+        """What `save` wrote; the signal stays on disk until it is used."""
+        with np.load(path.with_suffix(".npz")) as rest:
+            gtab = GradientTable(rest["bvals"], rest["bvecs"])
+            return cls(np.load(path, mmap_mode="r"), rest["inside"], gtab)
+
+
+def signal_scans(scans: Path, folder: Path, report: Report) -> Iterator[SignalScan]:
+    """All scans in a folder that there is a signal to train on in, from the cache or new.
+
+    Parameters
+    ----------
+    scans : Path
+        Searched as for anatomies, see `scan_anatomies`; maps without a scan are left out.
+    folder : Path
+        Where signals are kept between runs.
+    report : Report
+        Warned of scans that are left out.
+
+    Raises
+    ------
+    InputError
+        If there are none.
+    """
+    from DiffusionFMLib.preprocessing.masking import brain_mask
+
+    found = [(path, dataset) for path, dataset in scans_in(scans) if not path.is_dir()]
+    used = 0
+    for done, (path, dataset) in enumerate(found):
+        report.progress(done, len(found), "Scans")
+        kept = folder / f"signal-{scan_name(path, scans)}.npy"
+        try:
+            if not kept.is_file():
+                folder.mkdir(parents=True, exist_ok=True)
+                acquisition = read_scan(path, dataset, report)
+                SignalScan.of(acquisition.with_mask(brain_mask(acquisition))).save(kept)
+        except InputError as error:
+            report.warning("scan", f"{path.name} is not trained on: {error.message}")
+            continue
+        used += 1
+        yield SignalScan.load(kept)
+    if not used:
+        msg = f"There is no scan to train on in {scans}; expected NIfTI with .bval and .bvec beside it, or BIDS."
+        raise InputError(msg, "Choose another folder.")
