@@ -28,7 +28,7 @@ from DiffusionFMLib.encoder.shape import EncoderShape
 from DiffusionFMLib.encoder.transformer import DiffusionTransformer
 from DiffusionFMLib.errors import SettingsError
 from DiffusionFMLib.events import Report
-from DiffusionFMLib.training.settings import ENCODER, TrainSettings
+from DiffusionFMLib.training.settings import ENCODER, Preset, TrainSettings
 from DiffusionFMLib.training.signal_scans import signal_scans
 from DiffusionFMLib.training.slab_examples import SlabMaker
 from DiffusionFMLib.training.task import Losses, anatomies
@@ -44,7 +44,7 @@ WEIGHT_DECAY: Final = (0.04, 0.4)
 
 
 @dataclass(frozen=True)
-class EncoderPreset:
+class EncoderPreset(Preset):
     """Size of a training run of the encoder.
 
     Parameters
@@ -52,25 +52,10 @@ class EncoderPreset:
     shape : EncoderShape
     crop : tuple of int, voxels
         Edges of the slabs.
-    batch : int
-        Slabs per step and process.
-    steps : int
-    learning_rate : float
-        The highest.
-    brains, phantoms : int
-        Anatomies to train on: simulated heads, and random ones.
-    precision : str
-        As Lightning Fabric names it.
     """
 
     shape: EncoderShape
     crop: tuple[int, int, int]
-    batch: int
-    steps: int
-    learning_rate: float
-    brains: int
-    phantoms: int
-    precision: str
 
 
 _SMALL: Final = SHAPES["small"]
@@ -78,16 +63,16 @@ _PATIENT: Final = {name: getattr(_SMALL, name) for name in ("directions", "posit
 
 PRESETS: Final = {
     "tiny": EncoderPreset(
-        replace(_SMALL, hidden=24, heads=2, blocks=1, mlp=24, decoder_blocks=1, decoder_mlp=24),
-        (16, 16, 4), 2, 20, 1e-3, 0, 2, "32-true",
+        2, 20, 1e-3, 0, 2, "32-true",
+        replace(_SMALL, hidden=24, heads=2, blocks=1, mlp=24, decoder_blocks=1, decoder_mlp=24), (16, 16, 4),
     ),
-    "small": EncoderPreset(_SMALL, (48, 48, 4), 4, 3_000, 1e-3, 40, 20, "32-true"),
+    "small": EncoderPreset(4, 3_000, 1e-3, 40, 20, "32-true", _SMALL, (48, 48, 4)),
     "base": EncoderPreset(
-        replace(_SMALL, hidden=192, heads=3, blocks=8, mlp=768, decoder_blocks=3, decoder_mlp=384),
-        (80, 80, 4), 8, 20_000, 5e-4, 100, 50, "bf16-mixed",
+        8, 20_000, 5e-4, 100, 50, "bf16-mixed",
+        replace(_SMALL, hidden=192, heads=3, blocks=8, mlp=768, decoder_blocks=3, decoder_mlp=384), (80, 80, 4),
     ),
     "large": EncoderPreset(
-        replace(SHAPES["paper"], **_PATIENT), (160, 160, 4), 8, 100_000, 2e-4, 200, 50, "bf16-mixed"
+        8, 100_000, 2e-4, 200, 50, "bf16-mixed", replace(SHAPES["paper"], **_PATIENT), (160, 160, 4)
     ),
 }  # fmt: skip
 """Named as the prior's. tiny is for tests; small is for CPUs; large has the paper's transformer. The paper's learning

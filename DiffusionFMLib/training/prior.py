@@ -91,7 +91,8 @@ class PriorTask:
 
     def save(self, path: Path, network: nn.Module, facts: dict[str, Any]) -> None:
         """Write the prior's weights."""
-        save_weights(path, network, self._model, facts)  # type: ignore[arg-type]
+        own = {name: fact for name, fact in facts.items() if name != "rotary"}
+        save_weights(path, network, self._model, own)  # type: ignore[arg-type]
 
 
 def _start_from(path: Path, network: PriorNetwork, model: LogLinearModel) -> None:

@@ -8,11 +8,11 @@ the anisotropy.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ from DiffusionFMLib.settings import FitSettings
 from DiffusionFMLib.training.anatomies import FIELDS, Anatomy, cached, trimmed
 from DiffusionFMLib.training.cleaning import CLEANING, denoised, noise_of
 from DiffusionFMLib.training.neurite_anatomies import has_neurite_maps, neurite_anatomy
+
+Made = TypeVar("Made")
 
 TISSUE_MD, FLUID_MD = 0.85, 3.0
 """Mean diffusivity that tissue is taken to end at, and that of fluid, um2/ms."""
@@ -63,29 +65,53 @@ def scan_anatomies(scans: Path, folder: Path, report: Report) -> Iterator[Anatom
     InputError
         If there are none.
     """
-    found = scans_in(scans)
+
+    def read(path: Path, dataset: BidsDataset | None) -> Anatomy:
+        make = partial(neurite_anatomy, path) if path.is_dir() else partial(_anatomy_in, path, dataset, report)
+        return cached(folder, f"scan-{scan_name(path, scans)}", make)
+
+    return of_each_scan(scans, read, report)
+
+
+def of_each_scan(
+    scans: Path, read: Callable[[Path, BidsDataset | None], Made], report: Report, maps: bool = True
+) -> Iterator[Made]:
+    """What `read` makes of each scan in a folder; those that it cannot read are left out with a warning.
+
+    Parameters
+    ----------
+    scans : Path
+        See `scan_anatomies`.
+    read : callable
+        Given a scan's path and the BIDS dataset that it belongs to, if any.
+    report : Report
+    maps : bool
+        Whether folders of NODDI maps are scans too.
+
+    Raises
+    ------
+    InputError
+        If nothing is left.
+    """
+    found = sorted((scan for scan in _scans(scans) if maps or not scan[0].is_dir()), key=lambda scan: scan[0])
     used = 0
     for done, (path, dataset) in enumerate(found):
         report.progress(done, len(found), "Scans")
-        make = partial(neurite_anatomy, path) if path.is_dir() else partial(_anatomy_in, path, dataset, report)
         try:
-            anatomy = cached(folder, f"scan-{scan_name(path, scans)}", make)
+            made = read(path, dataset)
         except InputError as error:
             report.warning("scan", f"{path.name} is not trained on: {error.message}")
             continue
         used += 1
-        yield anatomy
+        yield made
     if not used:
-        msg = f"There is no scan to train on in {scans}; expected NIfTI with .bval and .bvec beside it, or BIDS."
+        wanted = "NIfTI with .bval and .bvec beside it" + (", NODDI maps" if maps else "")
+        msg = f"There is no scan to train on in {scans}; expected {wanted}, or BIDS."
         raise InputError(msg, "Choose another folder.")
 
 
-def scans_in(folder: Path) -> list[tuple[Path, BidsDataset | None]]:
-    """Scans and folders of NODDI maps, in a folder and those below it, with the dataset that they belong to."""
-    return sorted(_scans(folder), key=lambda scan: scan[0])
-
-
 def _scans(folder: Path) -> Iterator[tuple[Path, BidsDataset | None]]:
+    """Scans and folders of NODDI maps, in a folder and those below it, with the dataset that they belong to."""
     for parent, folders, files in os.walk(folder):
         dataset = BidsDataset.at(Path(parent))
         if dataset is not None:

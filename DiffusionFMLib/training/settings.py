@@ -10,29 +10,21 @@ from DiffusionFMLib.settings import Settings, option
 
 @dataclass(frozen=True)
 class Preset:
-    """Size of a training run of the prior.
+    """Size of a training run, of whatever network.
 
     Parameters
     ----------
-    channels, levels, blocks : int
-        See `NetworkShape`.
-    crop, margin : int
-        Edge of the crops, voxels, and how many at each face are only there as neighbours.
     batch : int
-        Crops per step and process.
+        Examples per step and process.
     steps : int
     learning_rate : float
+        The highest.
     brains, phantoms : int
         Anatomies to train on: simulated heads, and random ones.
     precision : str
-        Of convolutions, as Lightning Fabric names it; systems are always solved in float32.
+        Of the network, as Lightning Fabric names it.
     """
 
-    channels: int
-    levels: int
-    blocks: int
-    crop: int
-    margin: int
     batch: int
     steps: int
     learning_rate: float
@@ -41,11 +33,30 @@ class Preset:
     precision: str
 
 
+@dataclass(frozen=True)
+class PriorPreset(Preset):
+    """Size of a training run of the prior, whose systems are solved in float32 whatever the precision.
+
+    Parameters
+    ----------
+    channels, levels, blocks : int
+        See `NetworkShape`.
+    crop, margin : int
+        Edge of the crops, voxels, and how many at each face are only there as neighbours.
+    """
+
+    channels: int
+    levels: int
+    blocks: int
+    crop: int
+    margin: int
+
+
 PRESETS: Final = {
-    "tiny": Preset(16, 1, 1, 16, 2, 2, 20, 1e-3, 0, 2, "32-true"),
-    "small": Preset(16, 2, 1, 20, 2, 4, 10_000, 1e-3, 40, 40, "32-true"),
-    "base": Preset(48, 2, 2, 32, 4, 16, 20_000, 1e-3, 100, 100, "bf16-mixed"),
-    "large": Preset(64, 3, 2, 32, 4, 32, 100_000, 1e-3, 200, 200, "bf16-mixed"),
+    "tiny": PriorPreset(2, 20, 1e-3, 0, 2, "32-true", 16, 1, 1, 16, 2),
+    "small": PriorPreset(4, 10_000, 1e-3, 40, 40, "32-true", 16, 2, 1, 20, 2),
+    "base": PriorPreset(16, 20_000, 1e-3, 100, 100, "bf16-mixed", 48, 2, 2, 32, 4),
+    "large": PriorPreset(32, 100_000, 1e-3, 200, 200, "bf16-mixed", 64, 3, 2, 32, 4),
 }
 """Of the prior. tiny is for tests; small trains on a CPU in about 2 h, base on one GPU in about half an hour."""
 

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.encoder.slabs import MAX_RATIO, Layout
-from DiffusionFMLib.errors import InputError, ProtocolError
+from DiffusionFMLib.errors import ProtocolError
 from DiffusionFMLib.events import Report
 from DiffusionFMLib.gradients import GradientTable
-from DiffusionFMLib.training.scan_anatomies import read_scan, scan_name, scans_in
+from DiffusionFMLib.io.bids import BidsDataset
+from DiffusionFMLib.training.scan_anatomies import of_each_scan, read_scan, scan_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,21 +91,12 @@ def signal_scans(scans: Path, folder: Path, report: Report) -> Iterator[SignalSc
     """
     from DiffusionFMLib.preprocessing.masking import brain_mask
 
-    found = [(path, dataset) for path, dataset in scans_in(scans) if not path.is_dir()]
-    used = 0
-    for done, (path, dataset) in enumerate(found):
-        report.progress(done, len(found), "Scans")
+    def read(path: Path, dataset: BidsDataset | None) -> SignalScan:
         kept = folder / f"signal-{scan_name(path, scans)}.npy"
-        try:
-            if not kept.is_file():
-                folder.mkdir(parents=True, exist_ok=True)
-                acquisition = read_scan(path, dataset, report)
-                SignalScan.of(acquisition.with_mask(brain_mask(acquisition))).save(kept)
-        except InputError as error:
-            report.warning("scan", f"{path.name} is not trained on: {error.message}")
-            continue
-        used += 1
-        yield SignalScan.load(kept)
-    if not used:
-        msg = f"There is no scan to train on in {scans}; expected NIfTI with .bval and .bvec beside it, or BIDS."
-        raise InputError(msg, "Choose another folder.")
+        if not kept.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            acquisition = read_scan(path, dataset, report)
+            SignalScan.of(acquisition.with_mask(brain_mask(acquisition))).save(kept)
+        return SignalScan.load(kept)
+
+    return of_each_scan(scans, read, report, maps=False)
