@@ -17,6 +17,7 @@ from DiffusionFMLib.reporting import JobReport
 from DiffusionFMLib.scan_jobs import convert, simulate_scan
 from DiffusionFMLib.session import Session
 from DiffusionFMLib.settings import (
+    ComputeSettings,
     ConnectomeSettings,
     ConvertSettings,
     FitSettings,
@@ -122,7 +123,7 @@ def resolve_device(settings: Settings) -> str:
     DeviceError
         If the graphics card was asked for and there is none.
     """
-    if not isinstance(settings, FitSettings) or settings.device == "cpu":
+    if not isinstance(settings, ComputeSettings) or settings.device == "cpu":
         return "cpu"
     from DiffusionFMLib.fitting.device import choose_device
 

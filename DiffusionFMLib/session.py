@@ -15,7 +15,7 @@ import numpy as np
 from DiffusionFMLib.errors import InputError, SettingsError
 from DiffusionFMLib.events import Report, SilentReport
 from DiffusionFMLib.physics import METHODS, MODELS
-from DiffusionFMLib.settings import FitSettings, ScanSettings
+from DiffusionFMLib.settings import ComputeSettings, FitSettings, ScanSettings
 
 if TYPE_CHECKING:
     from DiffusionFMLib.acquisition import Acquisition
@@ -113,7 +113,7 @@ class Session:
             scan.quality = summarise(scan.acquisition, report, doubts=doubts)
         return scan.quality
 
-    def prepare(self, settings: FitSettings, report: Report) -> Acquisition:
+    def prepare(self, settings: ComputeSettings, report: Report) -> Acquisition:
         """The scan that was read last, preprocessed and masked."""
         from DiffusionFMLib.preprocessing import prepare
 

@@ -141,12 +141,31 @@ class ScanSettings(Settings):
 
 
 @dataclass(frozen=True)
-class FitSettings(ScanSettings):
+class ComputeSettings(ScanSettings):
+    """What every computation on a scan is asked for: where results go, what is done before, and where it computes."""
+
+    out: str = option("", "Folder that the results go to.", path=True)
+    denoise: str = option("none", "Denoising first.", choices=("none", "mppca"), advanced=True)
+    gibbs: bool = option(False, "Remove Gibbs ringing first.", advanced=True)
+    motion: bool = option(False, "Align the volumes first, and rotate the gradients with them.", advanced=True)
+    device: str = option("auto", "Where to compute.", choices=("auto", "cpu", "cuda"))
+    seed: int = option(0, "Seed of everything random.", minimum=0, maximum=2**31 - 1, advanced=True)
+    memory_mib: int = option(
+        512,
+        "Working memory of voxel-wise fits and of the encoder, beyond the scan itself.",
+        minimum=16,
+        maximum=1 << 20,
+        unit="MiB",
+        advanced=True,
+    )
+
+
+@dataclass(frozen=True)
+class FitSettings(ComputeSettings):
     """Maps of a scan (job ``fit``)."""
 
     model: str = option("dti", "Signal model.", choices=tuple(MODELS))
     method: str = option("", "Estimator; the model's first when not given.", choices=tuple(METHODS))
-    out: str = option("", "Folder that the results go to.", path=True)
     weights: str = option(
         "", "Weights of the generative prior; those that come with it when not given.", path=True, advanced=True
     )
@@ -173,19 +192,6 @@ class FitSettings(ScanSettings):
         advanced=True,
     )
     standard_errors: bool = option(False, "Also how far each map would vary if the scan were repeated.", advanced=True)
-    denoise: str = option("none", "Denoising before the fit.", choices=("none", "mppca"), advanced=True)
-    gibbs: bool = option(False, "Remove Gibbs ringing before the fit.", advanced=True)
-    motion: bool = option(False, "Align the volumes, and rotate the gradients with them.", advanced=True)
-    device: str = option("auto", "Where to compute.", choices=("auto", "cpu", "cuda"))
-    seed: int = option(0, "Seed of everything random.", minimum=0, maximum=2**31 - 1, advanced=True)
-    memory_mib: int = option(
-        512,
-        "Working memory of a voxel-wise fit beyond the scan itself.",
-        minimum=16,
-        maximum=1 << 20,
-        unit="MiB",
-        advanced=True,
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -222,6 +228,21 @@ class TrackSettings(FitSettings):
     max_length: float = option(250.0, "Drop longer streamlines.", minimum=1, maximum=1000, unit="mm")
     max_count: int = option(20000, "Keep at most so many streamlines; 0 keeps all.", minimum=0, maximum=10_000_000)
     tract_format: str = option("trx", "File format of the streamlines.", choices=("trx", "tck", "trk"))
+
+
+@dataclass(frozen=True)
+class EncodeSettings(ComputeSettings):
+    """Learned features of a scan, and maps of what the encoder attends to (job ``encode``)."""
+
+    encoder: str = option(
+        "", "Weights of the encoder; those that come with it when not given.", path=True, advanced=True
+    )
+    overlays: str = option(
+        "standard",
+        "Which maps: those that passed the test of stability, or all, of which the influence of places takes minutes.",
+        choices=("standard", "all"),
+    )
+    half: bool = option(False, "Matrix products in bfloat16: faster where the hardware has it.", advanced=True)
 
 
 @dataclass(frozen=True)
@@ -287,6 +308,7 @@ JOBS: dict[str, type[Settings]] = {
     "info": ScanSettings,
     "fit": FitSettings,
     "track": TrackSettings,
+    "encode": EncodeSettings,
     "connectome": ConnectomeSettings,
     "convert": ConvertSettings,
     "simulate": SimulateSettings,

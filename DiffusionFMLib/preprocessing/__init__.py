@@ -5,19 +5,19 @@ from __future__ import annotations
 from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.errors import InputError
 from DiffusionFMLib.events import Report
-from DiffusionFMLib.settings import FitSettings
+from DiffusionFMLib.settings import ComputeSettings
 
 __all__ = ["prepare"]
 
 
-def prepare(acquisition: Acquisition, settings: FitSettings, report: Report) -> Acquisition:
-    """The scan as a fit gets it: what the settings ask for was done, and it has a brain mask.
+def prepare(acquisition: Acquisition, settings: ComputeSettings, report: Report) -> Acquisition:
+    """The scan as a fit or the encoder gets it: what the settings ask for was done, and it has a brain mask.
 
     Parameters
     ----------
     acquisition : Acquisition
         Its mask is kept; one is made where it has none.
-    settings : FitSettings
+    settings : ComputeSettings
         `denoise`, `gibbs` and `motion` are read.
     report : Report
         Stages ``denoise``, ``gibbs``, ``motion`` and ``mask``. All of them stop within a second of a cancellation.

@@ -1,0 +1,1 @@
+"""Maps of what the encoder makes of a scan: its features, where it is surprised, and what it attends to."""
