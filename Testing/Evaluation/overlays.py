@@ -2,7 +2,8 @@
 
     python Testing/Evaluation/overlays.py WEIGHTS [--seeds 3] [--points 8] [--influence] [--only simulated|real]
 
-For each overlay: rank correlation over the brain between the maps from two disjoint halves of the scan's directions
+Only patches wholly within the brain count: those at its rim are odd to any network. For each overlay: rank correlation
+over them between the maps from two disjoint halves of the scan's directions
 (on by default: .7 or more); between the maps of trained and of randomised weights (less than .3, of either sign); and
 how much a readout changes when the tenth of a slab's patches that the overlay marks most is hidden, over the change
 with random patches hidden (above 1 throughout the interval). The readout is what features say of FA, linearly: at all
@@ -158,23 +159,25 @@ def hiding(
     """Log of how much more the readout changes with what an overlay marks hidden than with random patches."""
     slabs, chosen, drawn = each.features.passes[0].slabs, [], []
     cells, rng = each.features.cells, np.random.default_rng([seed, 31])
+    whole = _whole(slabs, each.acquisition.mask).reshape(-1) > 0
     for point in points if OVERLAYS[name].of_point else [None]:
         marked = _on_patches(each.cells(name, point), slabs)
         patch = None if point is None else cells.patch_of(slabs, point)
         numbers = range(len(slabs)) if patch is None else [patch[2] // slabs.shape.slab]
         for number in numbers:
             where = slabs.where(number)
-            if len(where) < MIN_TOKENS:
+            if whole[where].sum() < MIN_TOKENS:
                 continue
-            free = np.ones(len(where), bool)
+            judged = np.zeros(len(where), bool)
             if patch is not None:
-                free = where != np.ravel_multi_index(patch, slabs.grid)
-            judged = np.flatnonzero(~free)
-            count = max(1, round(HIDDEN * len(where)))
-            candidates = np.flatnonzero(free)
+                judged = where == np.ravel_multi_index(patch, slabs.grid)
+            candidates = np.flatnonzero(whole[where] & ~judged)
+            count = max(1, round(HIDDEN * len(candidates)))
             top = candidates[np.argsort(-marked.reshape(-1)[where][candidates], kind="stable")[:count]]
             random = [rng.permutation(candidates)[:count] for _ in range(DRAWS)]
-            changes = [_change(slabs, number, trained, readout, hidden, judged) for hidden in (top, *random)]
+            changes = [
+                _change(slabs, number, trained, readout, hidden, np.flatnonzero(judged)) for hidden in (top, *random)
+            ]
             chosen.append(changes[0])
             drawn.append(np.mean(changes[1:]))
     return float(np.log(np.mean(chosen) / np.mean(drawn)))
@@ -197,10 +200,17 @@ def _change(
 
 
 def _inside(each: EncodedScan) -> NDArray[np.bool_]:
-    """Cells that both passes fill."""
-    cells = each.features.cells
-    shares = [cells.mean([(p.slabs, np.ones(p.slabs.grid, np.float32))]) for p in each.features.passes]
-    return np.minimum(*shares) > 0
+    """Cells whose patches, in both passes, lie wholly within the brain."""
+    cells, mask = each.features.cells, each.acquisition.mask
+    return np.minimum(*(cells.mean([(p.slabs, _whole(p.slabs, mask))]) for p in each.features.passes)) > 0
+
+
+def _whole(slabs: ScanSlabs, mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """1 where a patch has no voxel outside the brain, 0 elsewhere, shape of the grid."""
+    result = np.zeros(slabs.grid, np.float32)
+    for number in range(len(slabs)):
+        result.reshape(-1)[slabs.where(number)] = slabs.rows(mask.astype(np.float32), number).amin(1).numpy()
+    return result
 
 
 def _on_patches(values: NDArray, slabs: ScanSlabs) -> NDArray:
@@ -217,13 +227,14 @@ def scores_of(scan: Acquisition, trained: TrainedEncoder, points: int, with_infl
     whole, readout = encoded(scan, trained, with_influence)
     parts = [encoded(part, trained, with_influence)[0] for part in halves(scan, seed)]
     blind = encoded(scan, randomised(trained, seed), with_influence)[0]
-    slabs, voxels = whole.features.passes[0].slabs, np.argwhere(scan.mask)
-    # voxels whose patches are tokens with much else in their slab
-    rng, chosen = np.random.default_rng([seed, 32]), []
-    for voxel in rng.permutation(voxels):
+    slabs, chosen = whole.features.passes[0].slabs, []
+    inner = _whole(slabs, scan.mask).reshape(-1) > 0
+    for voxel in np.random.default_rng([seed, 32]).permutation(np.argwhere(scan.mask)):
         point = tuple(int(v) for v in voxel)
         patch = whole.features.cells.patch_of(slabs, point)
-        if slabs.present[patch] and len(slabs.where(patch[2] // slabs.shape.slab)) >= MIN_TOKENS:
+        # with much else in its slab
+        enough = inner[slabs.where(patch[2] // slabs.shape.slab)].sum() > MIN_TOKENS
+        if inner[np.ravel_multi_index(patch, slabs.grid)] and enough:
             chosen.append(point)
         if len(chosen) == points:
             break
