@@ -356,6 +356,17 @@ def test_without_attention_there_is_none_to_ask_for(encoded: EncodedScan) -> Non
         plain.directions({"ijk": [12, 10, 6]})
 
 
+def test_without_geometry_there_is_nothing_to_compare_with(trained: TrainedEncoder, encoded: EncodedScan) -> None:
+    watched = watch(scan(), trained, SilentReport(), 64, geometry=False)
+    assert encoded.attention is not None
+    np.testing.assert_array_equal(watched.directions, encoded.attention.directions)
+    plain = replace(encoded, attention=watched)
+    assert "directions" not in plain.names
+    assert "raw" in plain.names
+    with pytest.raises(SettingsError, match="not kept"):
+        plain.directions({"ijk": [12, 10, 6]})
+
+
 def test_maps_are_the_scans_own_grid(encoded: EncodedScan) -> None:
     maps = {map.spec.name: map for map in encoded.maps({"key": "k"})}
     assert list(maps) == ["pca", "surprise", "directions", "rollout"]

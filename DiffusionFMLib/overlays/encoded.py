@@ -15,7 +15,7 @@ from DiffusionFMLib.errors import SettingsError
 from DiffusionFMLib.maps import ParameterMap
 from DiffusionFMLib.overlays.attention import Attention
 from DiffusionFMLib.overlays.features import Features
-from DiffusionFMLib.overlays.kinds import OVERLAYS
+from DiffusionFMLib.overlays.kinds import ON_ATTENTION, OVERLAYS
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,9 @@ class EncodedScan:
         if self.influence is None:
             absent.add("influence")
         if self.attention is None:
-            absent |= {"directions", "raw", "rollout"}
+            absent |= ON_ATTENTION
+        elif self.attention.geometry is None:
+            absent.add("directions")
         return [name for name in OVERLAYS if name not in absent]
 
     @property
@@ -157,8 +159,8 @@ class EncodedScan:
         InputError
             If the voxel lies outside the brain.
         """
-        if self.attention is None:
-            msg = "Attention was not kept of this scan."
+        if self.attention is None or self.attention.geometry is None:
+            msg = "Attention to directions was not kept of this scan."
             raise SettingsError(msg, "Compute all overlays.")
         voxel = self._voxel(body.get("ijk"))
         slabs = self.attention.slabs
