@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,7 @@ class EncodedScan:
         block: int | None = None,
         head: int | None = None,
     ) -> NDArray[np.float32]:
-        """An overlay, shape (*grid, ...) of its cells; see `kinds.OVERLAYS` for what each needs.
+        """An overlay, shape (*grid, ...) of its cells; 0 in those without brain. See `OVERLAYS` for what each needs.
 
         Parameters
         ----------
@@ -98,6 +99,19 @@ class EncodedScan:
         InputError
             If the voxel lies outside the brain.
         """
+        found = self._of_patches(name, ijk, block, head)
+        return found * self._brain.reshape(*self._brain.shape, *[1] * (found.ndim - 3))
+
+    @cached_property
+    def _brain(self) -> NDArray[np.bool_]:
+        """Cells with brain in them."""
+        cells, mask = self.features.cells, self.acquisition.mask
+        return np.ones(cells.grid, bool) if mask is None else cells.touched(mask)
+
+    def _of_patches(
+        self, name: str, ijk: tuple[int, int, int] | None, block: int | None, head: int | None
+    ) -> NDArray[np.float32]:
+        """An overlay in all cells of patches that were encoded."""
         cells, attention = self.features.cells, self.attention
         if name == "pca":
             return self.features.components()
