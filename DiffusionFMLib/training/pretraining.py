@@ -77,8 +77,8 @@ PRESETS: Final = {
 }  # fmt: skip
 """Named as the prior's. tiny is for tests. small is for CPUs, two hours on a core, in many steps of small slabs: these
 teach more than the same time with a quarter of the steps, of slabs four times the size. large has the paper's
-transformer. The paper's learning rate, 5e-5, is for its width and 300 epochs of 745 scans; narrower ones stand more, and
-runs here are shorter."""
+transformer. The paper's learning rate, 5e-5, is for its width and 300 epochs of 745 scans; narrower ones stand more,
+and runs here are shorter."""
 
 
 class EncoderTask:
