@@ -352,7 +352,7 @@ def test_wrong_questions_are_told(encoded: EncodedScan, body: dict, message: str
 
 def test_without_attention_there_is_none_to_ask_for(encoded: EncodedScan) -> None:
     plain = replace(encoded, attention=None, surprise=None)
-    assert plain.names == ["pca", "similarity"]
+    assert plain.names == ["similarity", "pca"]
     assert plain.about() == {"encoded": True, "blocks": 0, "heads": 0, "overlays": ["similarity"]}
     with pytest.raises(SettingsError, match="not kept"):
         plain.directions({"ijk": [12, 10, 6]})
@@ -371,7 +371,7 @@ def test_without_geometry_there_is_nothing_to_compare_with(trained: TrainedEncod
 
 def test_maps_are_the_scans_own_grid(encoded: EncodedScan) -> None:
     maps = {map.spec.name: map for map in encoded.maps({"key": "k"})}
-    assert list(maps) == ["pca", "surprise", "directions", "rollout"]
+    assert list(maps) == ["surprise", "rollout", "pca", "directions"]
     mask = encoded.acquisition.mask
     assert mask is not None
     for name, map in maps.items():

@@ -30,8 +30,8 @@ class Overlay:
         There is one for each block and head.
     standard : bool
         It passed the gate (``Testing/Evaluation/overlays.py``): much the same from other directions of the same scan,
-        another with random weights, and what it marks matters more to a readout than other places. What did not is
-        only there when asked for.
+        another with random weights, and what it marks matters more to a readout than other places. What did not pass is
+        not shown by itself.
     """
 
     spec: MapSpec
@@ -50,47 +50,12 @@ _UNIT: Final = (0.0, 1.0)
 _ALL: Final = (
     Overlay(
         MapSpec(
-            "pca", "Feature colours", "",
-            "The three main components of the learned features as red, green and blue: alike colours are tissue that "
-            "the encoder finds alike; a colour means nothing by itself.",
-            _UNIT, "rgb", ("red", "green", "blue"),
-        ),
-        FEATURES, standard=True,
-    ),
-    Overlay(
-        MapSpec(
-            "similarity", "Similarity to the point", "",
-            "How alike the learned features are to those at the point: 1 is the same, 0 is what any two places have in "
-            "common.",
-            _UNIT, "inferno",
-        ),
-        FEATURES, of_point=True, standard=True,
-    ),
-    Overlay(
-        MapSpec(
             "surprise", "Surprise", "sigma",
             "How far measured signal lies from what the encoder expects of it after seeing other directions, in units "
             "of the noise: 1 is noise alone.",
             (1.0, 4.0), "inferno",
         ),
         ATTENTION, standard=True,
-    ),
-    Overlay(
-        MapSpec(
-            "influence", "Influence on FA", "",
-            "How much what the encoder's features say of FA elsewhere in the slab changes when this place is hidden.",
-            (0.0, 0.02), "inferno",
-        ),
-        ATTENTION,
-    ),
-    Overlay(
-        MapSpec(
-            "directions", "Attention to directions", "",
-            "How far attention over the directions differs from what it is for a signal that is the same in all of "
-            "them: 0 is what the directions' geometry alone gives.",
-            (0.0, 0.5), "inferno",
-        ),
-        ATTENTION, of_head=True,
     ),
     Overlay(
         MapSpec(
@@ -107,6 +72,41 @@ _ALL: Final = (
             "Which places the scan's summary draws on when attention is followed through all blocks, relative to all "
             "alike: raw weights, which do not tell what matters to the result.",
             (0.0, 4.0), "inferno",
+        ),
+        ATTENTION,
+    ),
+    Overlay(
+        MapSpec(
+            "similarity", "Similarity to the point", "",
+            "How alike the learned features are to those at the point: 1 is the same, 0 is what any two places have in "
+            "common.",
+            _UNIT, "inferno",
+        ),
+        FEATURES, of_point=True,
+    ),
+    Overlay(
+        MapSpec(
+            "pca", "Feature colours", "",
+            "The three main components of the learned features as red, green and blue: alike colours are tissue that "
+            "the encoder finds alike; a colour means nothing by itself.",
+            _UNIT, "rgb", ("red", "green", "blue"),
+        ),
+        FEATURES,
+    ),
+    Overlay(
+        MapSpec(
+            "directions", "Attention to directions", "",
+            "How far attention over the directions differs from what it is for a signal that is the same in all of "
+            "them: 0 is what the directions' geometry alone gives.",
+            (0.0, 0.5), "inferno",
+        ),
+        ATTENTION, of_head=True,
+    ),
+    Overlay(
+        MapSpec(
+            "influence", "Influence on FA", "",
+            "How much what the encoder's features say of FA elsewhere in the slab changes when this place is hidden.",
+            (0.0, 0.02), "inferno",
         ),
         ATTENTION,
     ),
