@@ -21,6 +21,7 @@ from DiffusionFMLib.physics.tensor_arrays import AS_MATRIX, spread_directions
 from DiffusionFMLib.prior.coordinates import WhitenedDesign, coordinates_of
 from DiffusionFMLib.simulation import tissue
 from DiffusionFMLib.simulation.anatomy import Fibres
+from DiffusionFMLib.training import anatomies
 from DiffusionFMLib.training.anatomies import DIRECTIONS, FIELDS, WEIGHTS, Anatomy, cached, random_phantom
 from DiffusionFMLib.training.cleaning import denoised, noise_of
 from DiffusionFMLib.training.examples import ExampleMaker, correlated_noise, noise_free_fit, turned
@@ -69,7 +70,9 @@ def test_a_random_anatomy_is_filled_with_tissue_and_fibres(phantom: Anatomy) -> 
     assert (random_phantom(4).fields != phantom.fields).mean() > 0.5
 
 
-def test_anatomies_are_kept_and_foreign_files_refused(tmp_path: Path, phantom: Anatomy) -> None:
+def test_anatomies_are_kept_and_foreign_files_refused(
+    tmp_path: Path, phantom: Anatomy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = []
 
     def make() -> Anatomy:
@@ -81,6 +84,11 @@ def test_anatomies_are_kept_and_foreign_files_refused(tmp_path: Path, phantom: A
         np.testing.assert_array_equal(found.fields, phantom.fields)
         np.testing.assert_array_equal(found.voxel_sizes, phantom.voxel_sizes)
     assert len(made) == 1
+    with monkeypatch.context() as later:
+        later.setattr(anatomies, "VERSION", anatomies.VERSION + 1)
+        for _ in range(2):
+            cached(tmp_path / "pool", "one", make)
+    assert len(made) == 2
     np.savez(tmp_path / "pool" / "other.npz", fields=np.zeros((2, 3, 3, 3)))
     with pytest.raises(InputError, match="no anatomy with 13 fields"):
         cached(tmp_path / "pool", "other", make)

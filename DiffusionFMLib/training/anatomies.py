@@ -26,6 +26,9 @@ voxel axes and its spread (mean square sine of the axons' angle to it); and how 
 WEIGHTS: Final = slice(0, 4)
 DIRECTIONS: Final = (slice(4, 7), slice(7, 10))
 
+VERSION: Final = 1
+"""Of what anatomies are made by: one more whenever the same seed would give another, so that kept ones are made again."""
+
 VOXEL_RANGE: Final = (1.2, 3.2)
 """Edges of simulated voxels, mm."""
 
@@ -59,7 +62,7 @@ class Anatomy:
     def save(self, path: Path) -> None:
         """Write it, under a temporary name first."""
         temporary = path.with_name(f".{path.name}.part.npz")
-        np.savez(temporary, fields=self.fields, voxel_sizes=self.voxel_sizes)
+        np.savez(temporary, fields=self.fields, voxel_sizes=self.voxel_sizes, version=VERSION)
         temporary.replace(path)
 
     @classmethod
@@ -79,12 +82,18 @@ class Anatomy:
 
 
 def cached(folder: Path, name: str, make: Callable[[], Anatomy]) -> Anatomy:
-    """The anatomy in `folder` of that name, made and kept there when there is none."""
+    """The anatomy in `folder` of that name, made and kept there when there is none of this version."""
     path = folder / f"{name}.npz"
-    if not path.is_file():
+    if not path.is_file() or _version(path) != VERSION:
         folder.mkdir(parents=True, exist_ok=True)
         make().save(path)
     return Anatomy.load(path)
+
+
+def _version(path: Path) -> int:
+    with np.load(path) as stored:
+        # the first wrote none
+        return int(stored["version"]) if "version" in stored else 1
 
 
 def simulated_brains(folder: Path, count: int, report: Report) -> Iterator[Anatomy]:
