@@ -20,7 +20,16 @@ def queries(driver: Driver, what: str | None = None) -> list[dict]:
 def choose(driver: Driver, name: str) -> None:
     selector = driver.ui.featureSelector
     selector.currentIndex = selector.findData(name)
-    driver.spin(0.3)
+    settle(driver)
+
+
+def settle(driver: Driver) -> None:
+    """Let the panel hear of what changed, ask, and be answered."""
+    asking = driver.panel.runner.queries
+    driver.spin(0.05)
+    driver.until(lambda: driver.idle and asking._asked is None and not asking._waiting)
+    # the log comes on a way of its own
+    driver.spin(0.05)
 
 
 def place(*ijk: float) -> tuple[float, ...]:
@@ -48,8 +57,7 @@ def opened(driver: Driver) -> Driver:
 def encoded(opened: Driver) -> Driver:
     """After Compute features."""
     opened.ui.encodeButton.click()
-    opened.until(lambda: opened.idle)
-    opened.spin(0.4)
+    settle(opened)
     assert not opened.panel.lastError
     return opened
 
@@ -149,21 +157,21 @@ def test_overlay_of_a_point_is_asked_for_and_follows_in_place(encoded):
     # without a wish to follow it stays
     count = len(queries(encoded))
     point(1, 2, 3)
-    encoded.spin(0.2)
+    settle(encoded)
     assert len(queries(encoded)) == count
     encoded.ui.followCheck.checked = True
-    encoded.spin(0.3)
+    settle(encoded)
     # what the user set stays
     node.GetDisplayNode().SetInterpolate(True)
     point(5, 4, 3)
-    encoded.spin(0.3)
+    settle(encoded)
     assert encoded.results()["similarity"] is node
     assert slicer.util.arrayFromVolume(node)[0, 0, 0] == 345.5
     assert node.GetDisplayNode().GetInterpolate()
     # outside of the scan there is nothing to ask about
     count = len(queries(encoded))
     point(-50, 0, 0)
-    encoded.spin(0.2)
+    settle(encoded)
     assert len(queries(encoded)) == count
 
 
@@ -174,7 +182,7 @@ def test_following_does_not_take_the_views_from_the_user(encoded):
     encoded.ui.followCheck.checked = True
     views.setOverlay(None, 0.5)
     point(5, 4, 3)
-    encoded.spin(0.3)
+    settle(encoded)
     assert queries(encoded, "overlay")[-1]["ijk"] == [5, 4, 3]
     assert overlayShown() is None
 
@@ -182,17 +190,17 @@ def test_following_does_not_take_the_views_from_the_user(encoded):
 def test_only_the_newest_point_waits_while_one_is_asked(opened, monkeypatch):
     import slicer
 
-    monkeypatch.setenv("FAKE_WORKER_DELAY", "0.3")
+    monkeypatch.setenv("FAKE_WORKER_DELAY", "0.15")
     opened.ui.encodeButton.click()
     opened.until(lambda: opened.idle)
     choose(opened, "similarity")
     opened.ui.followCheck.checked = True
-    opened.spin(2.0)
+    settle(opened)
     before = len(queries(opened, "overlay"))
     for i in range(8):
         point(i, 1, 1)
         opened.spin(0.02)
-    opened.spin(2.5)
+    settle(opened)
     asked = [q["ijk"] for q in queries(opened, "overlay")[before:]]
     assert asked[0] == [0, 1, 1]
     assert asked[-1] == [7, 1, 1]
@@ -212,7 +220,7 @@ def test_block_and_head_are_for_overlays_that_have_them(encoded):
     assert queries(encoded, "overlay")[-1]["block"] is None
     ui.blockBox.value = 3
     ui.headBox.value = 1
-    encoded.spin(0.3)
+    settle(encoded)
     last = queries(encoded, "overlay")[-1]
     assert (last["overlay"], last["block"], last["head"]) == ("raw", 2, 0)
     assert slicer.util.arrayFromVolume(encoded.results()["raw"])[0, 0, 0] == 2234.5
@@ -245,22 +253,16 @@ def test_attention_is_plotted_by_angle_to_the_main_direction(encoded):
     assert other.series[0].angles[0] == pytest.approx(0, abs=1e-4)
 
 
-def test_main_direction_is_that_of_this_scans_tensor(encoded):
-    import slicer
+def test_main_direction_is_that_of_this_scans_tensor(encoded, tmp_path):
     from test_module_scene import artifact, imported, run_of
 
     from DiffusionFMSlicer.scene.features import mainDirection
 
     scan = encoded.panel.parameters.reference("Scan")
-    folder = encoded.tmp if hasattr(encoded, "tmp") else None
-    assert folder is None
     assert mainDirection(scan, place(1, 2, 3)) is None
     vectors = np.zeros((7, 8, 9, 3), np.float32)
     vectors[3, 2, 1] = (0, 2, 0)
-    from pathlib import Path
-
-    temporary = Path(slicer.app.temporaryPath)
-    imported(artifact(temporary, "v1", vectors, colors="direction"), run_of(scan))
+    imported(artifact(tmp_path, "v1", vectors, colors="direction"), run_of(scan))
     assert mainDirection(scan, place(1, 2, 3)).tolist() == [0, 1, 0]
     assert mainDirection(scan, place(4, 2, 3)) is None
     assert mainDirection(addSmallScan("other"), place(1, 2, 3)) is None
@@ -278,68 +280,62 @@ def test_plot_is_also_slicers_own(encoded):
     assert series.GetTableNodeID() == table.GetID()
     values = slicer.util.arrayFromTableColumn(table, series.GetYColumnName())
     np.testing.assert_allclose(values[:3], [50, -50, 0], atol=1e-9)
-    assert (
-        slicer.app.layoutManager().layout == slicer.app.applicationLogic().GetLayoutNode().GetViewArrangement()
-        if (hasattr(slicer.app.applicationLogic(), "GetLayoutNode"))
-        else True
-    )
     # pressed again, or asked again, it is the same one
     encoded.ui.chartButton.click()
     encoded.ui.followCheck.checked = True
     point(1, 1, 1)
-    encoded.spin(0.2)
+    settle(encoded)
     assert [len(slicer.util.getNodesByClass(f"vtkMRML{k}Node")) for k in ("PlotChart", "Table", "PlotSeries")] == [
         1
     ] * 3
 
 
-def test_questions_wait_for_a_run_and_do_not_touch_it(encoded):
+def test_questions_wait_for_a_run_and_do_not_touch_it(encoded, monkeypatch):
     choose(encoded, "similarity")
     encoded.ui.followCheck.checked = True
-    count = len(queries(encoded))
-    encoded.worker._command = None
-    # the same process works on the next run as long as it likes
-    encoded.panel.runner.state = type(encoded.panel.runner.state).RUNNING
+    settle(encoded)
+    sent: list[str] = []
+    send = encoded.worker.send
+    monkeypatch.setattr(encoded.worker, "send", lambda request: sent.append(request["op"]) or send(request))
+    encoded.ui.applyButton.click()
     for i in range(4):
         point(i, 2, 2)
-        encoded.spin(0.1)
-    assert len(queries(encoded)) == count
-    encoded.panel.runner.state = type(encoded.panel.runner.state).IDLE
-    encoded.spin(0.4)
-    assert [q["ijk"] for q in queries(encoded, "overlay")][-1] == [3, 2, 2]
-    assert len(queries(encoded, "overlay")) <= count + 1
-    encoded.worker._command = None
+    assert sent == ["run"]
+    encoded.until(lambda: encoded.idle)
+    settle(encoded)
+    # of the four points the last alone: its overlay and its directions
+    assert sent == ["run", "query", "query"]
+    assert queries(encoded, "overlay")[-1]["ijk"] == [3, 2, 2]
+    assert "fa" in encoded.results()
+    assert encoded.ui.progressBar.format == "Done on the CPU"
     assert not encoded.panel.lastError
 
 
-def test_a_worker_that_forgot_is_told_in_the_panel_and_a_dead_one_is_not_asked(encoded, monkeypatch):
+def test_a_worker_that_never_encoded_is_not_asked(encoded):
     choose(encoded, "similarity")
     encoded.ui.followCheck.checked = True
-    encoded.spin(0.3)
+    settle(encoded)
     # a process that never encoded
     encoded.worker.stop()
     encoded.panel.check()
     encoded.until(lambda: encoded.idle)
     count = len(queries(encoded))
     point(2, 2, 2)
-    encoded.spin(0.3)
+    settle(encoded)
     assert len(queries(encoded)) == count
     assert encoded.idle
     assert not encoded.panel.lastError
-    # one that was killed while it was asked
-    encoded.ui.encodeButton.click()
-    encoded.until(lambda: encoded.idle)
-    encoded.spin(0.3)
+
+
+def test_a_worker_that_dies_while_it_is_asked_ends_the_questions_alone(opened, monkeypatch):
     monkeypatch.setenv("FAKE_WORKER_DELAY", "5")
-    encoded.worker.stop()
-    encoded.ui.encodeButton.click()
-    encoded.until(lambda: encoded.idle)
-    encoded.spin(0.2)
-    encoded.worker.kill()
-    encoded.spin(0.6)
-    assert "Compute them again" in encoded.ui.featureNote.text
-    assert not encoded.panel.lastError
-    assert encoded.ui.encodeButton.enabled
+    opened.ui.encodeButton.click()
+    opened.until(lambda: queries(opened))
+    opened.worker.kill()
+    opened.until(lambda: opened.ui.featureNote.text)
+    assert "Compute them again" in opened.ui.featureNote.text
+    assert not opened.panel.lastError
+    assert opened.ui.encodeButton.enabled
 
 
 def test_refusal_is_shown_in_the_panel_and_goes_away(encoded):
@@ -355,27 +351,27 @@ def test_refusal_is_shown_in_the_panel_and_goes_away(encoded):
 def test_nothing_is_asked_while_hidden_folded_or_of_another_scan(encoded):
     choose(encoded, "similarity")
     encoded.ui.followCheck.checked = True
-    encoded.spin(0.3)
+    settle(encoded)
     count = len(queries(encoded))
     encoded.widget.exit()
     point(1, 1, 1)
-    encoded.spin(0.2)
+    settle(encoded)
     assert len(queries(encoded)) == count
     encoded.widget.enter()
-    encoded.spin(0.3)
+    settle(encoded)
     assert queries(encoded, "overlay")[-1]["ijk"] == [1, 1, 1]
     encoded.ui.featuresSection.collapsed = True
     count = len(queries(encoded))
     point(2, 1, 1)
-    encoded.spin(0.2)
+    settle(encoded)
     assert len(queries(encoded)) == count
     encoded.ui.featuresSection.collapsed = False
-    encoded.spin(0.3)
+    settle(encoded)
     assert queries(encoded, "overlay")[-1]["ijk"] == [2, 1, 1]
     count = len(queries(encoded))
     encoded.choose(addSmallScan("other", seed=1))
     point(3, 1, 1)
-    encoded.spin(0.2)
+    settle(encoded)
     assert len(queries(encoded)) == count
     assert "Compute features" in encoded.ui.featureNote.text
 
@@ -386,7 +382,7 @@ def test_choices_and_overlays_come_back_with_the_scene_and_a_closed_one_is_forgo
     choose(encoded, "raw")
     encoded.ui.blockBox.value = 2
     encoded.ui.followCheck.checked = True
-    encoded.spin(0.3)
+    settle(encoded)
     values = slicer.util.arrayFromVolume(encoded.results()["raw"]).copy()
     file = tmp_path / "scene.mrb"
     assert slicer.util.saveScene(str(file))
@@ -397,7 +393,7 @@ def test_choices_and_overlays_come_back_with_the_scene_and_a_closed_one_is_forgo
     assert not ui.directionsBox.isVisibleTo(encoded.widget.parent)
     point(1, 1, 1)
     slicer.util.loadScene(str(file))
-    encoded.spin(0.4)
+    settle(encoded)
     assert ui.featureSelector.itemData(ui.featureSelector.currentIndex) == "raw"
     assert (ui.blockBox.value, ui.followCheck.checked) == (2, True)
     np.testing.assert_array_equal(
@@ -406,7 +402,7 @@ def test_choices_and_overlays_come_back_with_the_scene_and_a_closed_one_is_forgo
     # the worker's memory is of a scene that is gone
     count = len(queries(encoded))
     point(2, 2, 2)
-    encoded.spin(0.3)
+    settle(encoded)
     assert len(queries(encoded)) == count
 
 
