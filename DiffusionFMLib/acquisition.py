@@ -5,12 +5,12 @@ from __future__ import annotations
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from DiffusionFMLib.errors import InputError
+from DiffusionFMLib.errors import InputError, SettingsError
 from DiffusionFMLib.gradients import GradientTable, listed
 
 MAX_BVAL: Final = 4000.0
@@ -142,6 +142,23 @@ class Acquisition:
         if not bval or kept.all():
             return self
         return self.subset(kept, f"{int((~kept).sum())} volume(s) above b = {bval:g} s/mm2 were left out.")
+
+    def checked_voxel(self, ijk: Any) -> tuple[int, int, int]:
+        """A voxel of the scan from JSON.
+
+        Raises
+        ------
+        SettingsError
+            If it is none.
+        """
+        if (
+            not isinstance(ijk, list)
+            or len(ijk) != 3
+            or not all(type(i) is int and 0 <= i < n for i, n in zip(ijk, self.shape, strict=True))
+        ):
+            msg = f"A voxel's ijk is {ijk!r}; expected three whole numbers inside {self.shape}."
+            raise SettingsError(msg, "Point into the scan.")
+        return ijk[0], ijk[1], ijk[2]
 
     def __repr__(self) -> str:
         size = " x ".join(f"{s:.3g}" for s in self.voxel_sizes)

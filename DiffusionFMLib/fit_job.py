@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from DiffusionFMLib import __version__
 from DiffusionFMLib.errors import ProtocolError, SettingsError
 from DiffusionFMLib.events import SilentReport
-from DiffusionFMLib.jobfiles import CHECK, FIT, PRIOR, WRITE, announce_file, announce_map, read_scan, supported
+from DiffusionFMLib.jobfiles import (
+    CHECK,
+    FIT,
+    PRIOR,
+    WRITE,
+    announce_file,
+    announce_map,
+    provenance,
+    read_scan,
+    result_key,
+    supported,
+)
 from DiffusionFMLib.physics import METHODS, MODELS, Method, SignalModel, support
 from DiffusionFMLib.reporting import JobReport
 from DiffusionFMLib.session import Fitted, Session
@@ -22,9 +30,6 @@ if TYPE_CHECKING:
     from DiffusionFMLib.acquisition import Acquisition
     from DiffusionFMLib.fitting import Fit
     from DiffusionFMLib.gradients import GradientTable
-
-_NOT_IN_KEY = {"device", "memory_mib", "series"}
-"""Settings beside paths that do not change what a fit's maps hold."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +100,10 @@ def fit(
         method = run.settings.method
         for name, map in run.fitted.maps.items():
             report.progress(done, count, WRITE)
-            path = run.finished.get(name) or outputs.write_map(map, out, acquisition.name, model.label, method)
-            announce_map(report, map, path, arrays, method)
+            written = run.finished.get(name)
+            if written is None:
+                written = outputs.write_map(map, outputs.map_path(out, acquisition.name, model.label, name, method))
+            announce_map(report, map, written, arrays, method)
             done += 1
     report.progress(1, 1, WRITE)
     for run in runs:
@@ -179,27 +186,10 @@ def _what_else(model: SignalModel, gtab: GradientTable, left_out: int) -> str:
 
 
 def key_of(digest: str, settings: FitSettings, kind: type[FitSettings], *more: str) -> str:
-    """SHA-256 of all that decides a result: scan, settings of that class, version, and more."""
-    parts = [digest, _relevant(settings, kind), __version__, *more]
+    """What a fit, or what stands on one, is known again by; see `result_key`."""
+    weights = []
     if not METHODS[settings.method].voxelwise:
         from DiffusionFMLib.prior.weights import digest_of, weights_file
 
-        parts.append(digest_of(weights_file(settings.weights, MODELS[settings.model])))
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _relevant(settings: FitSettings, kind: type[FitSettings]) -> dict[str, Any]:
-    """The settings that decide a result: neither paths nor where it was computed."""
-    return {
-        f.name: getattr(settings, f.name) for f in fields(kind) if not f.metadata["path"] and f.name not in _NOT_IN_KEY
-    }
-
-
-def provenance(key: str, settings: FitSettings, kind: type[FitSettings], findings: Sequence[str]) -> dict[str, Any]:
-    """What a result's sidecar says of how it was made; plain JSON."""
-    return {
-        "key": key,
-        "settings": _relevant(settings, kind),
-        "version": __version__,
-        "quality_findings": list(findings),
-    }
+        weights.append(digest_of(weights_file(settings.weights, MODELS[settings.model])))
+    return result_key(digest, settings, kind, *more, *weights)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from DiffusionFMLib import __version__
 from DiffusionFMLib.errors import SettingsError
 from DiffusionFMLib.events import Artifact
 from DiffusionFMLib.physics import support
 from DiffusionFMLib.reporting import JobReport
 from DiffusionFMLib.session import Session
-from DiffusionFMLib.settings import ScanSettings
+from DiffusionFMLib.settings import ComputeSettings, ScanSettings
 
 if TYPE_CHECKING:
     from DiffusionFMLib.acquisition import Acquisition
@@ -21,7 +26,11 @@ if TYPE_CHECKING:
 
 READ, CHECK, WRITE = "Reading", "Checking the scan", "Writing"
 FIT, PRIOR, TRACK, CONNECT = "Fitting", "Generative prior", "Tracking", "Connecting regions"
+ENCODE, SURPRISE, ATTENTION, INFLUENCE = "Encoding", "Surprise", "Attention", "Influence"
 """Titles of the stages of jobs."""
+
+_NOT_IN_KEY = {"device", "memory_mib", "series"}
+"""Settings beside paths that do not change what results hold."""
 
 
 def read_scan(settings: ScanSettings, report: JobReport, session: Session) -> Acquisition:
@@ -42,6 +51,31 @@ def read_scan(settings: ScanSettings, report: JobReport, session: Session) -> Ac
         image = read_image(Path(settings.t1w), report)
         report.warning("t1w-unused", f"{image.name} was read, but no model of this version uses a T1w image.")
     return session.read(settings, report)
+
+
+def result_key(digest: str, settings: ComputeSettings, kind: type[ComputeSettings], *more: str) -> str:
+    """SHA-256 of all that decides a result: scan, settings of that class, version, and more."""
+    parts = [digest, _relevant(settings, kind), __version__, *more]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def provenance(
+    key: str, settings: ComputeSettings, kind: type[ComputeSettings], findings: Sequence[str]
+) -> dict[str, Any]:
+    """What a result's sidecar says of how it was made; plain JSON."""
+    return {
+        "key": key,
+        "settings": _relevant(settings, kind),
+        "version": __version__,
+        "quality_findings": list(findings),
+    }
+
+
+def _relevant(settings: ComputeSettings, kind: type[ComputeSettings]) -> dict[str, Any]:
+    """The settings that decide a result: neither paths nor where it was computed."""
+    return {
+        f.name: getattr(settings, f.name) for f in fields(kind) if not f.metadata["path"] and f.name not in _NOT_IN_KEY
+    }
 
 
 def supported(acquisition: Acquisition) -> dict[str, Any]:

@@ -9,9 +9,25 @@ from typing import Any
 import numpy as np
 
 from DiffusionFMLib.connectome_job import connectome
+from DiffusionFMLib.encode_job import encode
 from DiffusionFMLib.events import Artifact
 from DiffusionFMLib.fit_job import fit
-from DiffusionFMLib.jobfiles import CHECK, CONNECT, FIT, PRIOR, READ, TRACK, WRITE, read_scan, save_array, supported
+from DiffusionFMLib.jobfiles import (
+    ATTENTION,
+    CHECK,
+    CONNECT,
+    ENCODE,
+    FIT,
+    INFLUENCE,
+    PRIOR,
+    READ,
+    SURPRISE,
+    TRACK,
+    WRITE,
+    read_scan,
+    save_array,
+    supported,
+)  # fmt: skip
 from DiffusionFMLib.physics import METHODS
 from DiffusionFMLib.reporting import JobReport
 from DiffusionFMLib.scan_jobs import convert, simulate_scan
@@ -20,6 +36,7 @@ from DiffusionFMLib.settings import (
     ComputeSettings,
     ConnectomeSettings,
     ConvertSettings,
+    EncodeSettings,
     FitSettings,
     ScanSettings,
     Settings,
@@ -49,12 +66,17 @@ def stages(job: str, settings: Settings) -> dict[str, float]:
     if job == "connectome":
         return {READ: 2.0, CONNECT: 2.0, WRITE: 0.5}
     costs = {READ: 1.0, CHECK: 2.0}
-    if isinstance(settings, FitSettings):
+    if isinstance(settings, ComputeSettings):
         costs |= {TITLES["denoise"]: 60.0} if settings.denoise != "none" else {}
         costs |= {TITLES["gibbs"]: 20.0} if settings.gibbs else {}
         costs |= {TITLES["motion"]: 120.0} if settings.motion else {}
-        costs |= {TITLES["mask"]: 2.0, FIT: 3.0}
-        costs |= {} if METHODS[settings.method].voxelwise else {PRIOR: 30.0}
+        costs[TITLES["mask"]] = 2.0
+    if isinstance(settings, FitSettings):
+        costs |= {FIT: 3.0} | ({} if METHODS[settings.method].voxelwise else {PRIOR: 30.0})
+    if isinstance(settings, EncodeSettings):
+        costs |= {ENCODE: 30.0, SURPRISE: 30.0}
+        costs |= {ATTENTION: 40.0, INFLUENCE: 400.0} if settings.overlays == "all" else {}
+    if isinstance(settings, ComputeSettings):
         costs[WRITE] = 2.0
     if isinstance(settings, TrackSettings):
         costs[TRACK] = 20.0
@@ -95,6 +117,8 @@ def run(
         return track(settings, report, session, arrays)
     if isinstance(settings, FitSettings):
         return fit(settings, report, session, arrays)[0]
+    if isinstance(settings, EncodeSettings):
+        return encode(settings, report, session, arrays)
     if isinstance(settings, ConnectomeSettings):
         return connectome(settings, report)
     if isinstance(settings, ConvertSettings):

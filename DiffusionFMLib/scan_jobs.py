@@ -55,7 +55,8 @@ def simulate_scan(settings: SimulateSettings, report: JobReport) -> dict[str, An
         announce_file(report, file, "image" if file == dwi else "sidecar", file.name)
     for done, (name, map) in enumerate(truth.items()):
         report.progress(done, len(truth), WRITE)
-        announce_map(report, map, outputs.write_map(map, out, acquisition.name, "tensor", "truth"), None)
-        written.append(outputs.map_path(out, acquisition.name, "tensor", name, "truth"))
+        path = outputs.write_map(map, outputs.map_path(out, acquisition.name, "tensor", name, "truth"))
+        announce_map(report, map, path, None)
+        written.append(path)
     report.progress(1, 1, WRITE)
     return {"name": acquisition.name, "out": str(out), "dwi": str(dwi), "files": [file.name for file in written]}

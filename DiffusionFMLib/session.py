@@ -20,6 +20,7 @@ from DiffusionFMLib.settings import ComputeSettings, FitSettings, ScanSettings
 if TYPE_CHECKING:
     from DiffusionFMLib.acquisition import Acquisition
     from DiffusionFMLib.maps import ParameterMap
+    from DiffusionFMLib.overlays.encoded import EncodedScan
     from DiffusionFMLib.quality import QualitySummary
 
 _READING = ("dwi", "bval", "bvec", "series", "mask", "b0_threshold")
@@ -55,6 +56,7 @@ class _Scan:
     quality: QualitySummary | None = None
     prepared: dict[tuple[Any, ...], Acquisition] = field(default_factory=dict)
     fits: dict[str, Fitted] = field(default_factory=dict)
+    encoded: tuple[str, EncodedScan] | None = None
 
 
 _DOUBTS = ("no-orientation", "orientation-conflict")
@@ -144,13 +146,24 @@ class Session:
         fits[key] = fitted
         self._last_fit = fitted
 
+    def encoded(self, key: str) -> EncodedScan | None:
+        """What the encoder made of the scan that was read last, if it was made with that key."""
+        kept = self._current().encoded
+        return kept[1] if kept is not None and kept[0] == key else None
+
+    def keep_encoded(self, key: str, encoded: EncodedScan) -> None:
+        """Remember what the encoder made of the scan that was read last; the one before is forgotten."""
+        self._current().encoded = key, encoded
+
     def query(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Answer a question about the last scan.
 
         Parameters
         ----------
         body : mapping
-            ``{"what": "voxel", "ijk": [i, j, k]}`` or ``{"what": "quality"}``.
+            ``{"what": "voxel", "ijk": [i, j, k]}``, ``{"what": "quality"}``; after a scan was encoded,
+            ``{"what": "encoding"}``, ``{"what": "overlay", "overlay", "ijk", "block", "head"}`` and
+            ``{"what": "directions", "ijk", "block", "head"}``, see `EncodedScan`.
 
         Raises
         ------
@@ -164,8 +177,15 @@ class Session:
                 return self._voxel(body.get("ijk"))
             case "quality":
                 return self.quality(SilentReport()).to_dict()
+            case "encoding":
+                kept = self._current().encoded
+                return kept[1].about() if kept else {"encoded": False, "blocks": 0, "heads": 0, "overlays": []}
+            case "overlay":
+                return self._current_encoded().overlay(body)
+            case "directions":
+                return self._current_encoded().directions(body)
             case other:
-                msg = f"There is no query {other!r}; expected voxel or quality."
+                msg = f"There is no query {other!r}; expected voxel, quality, encoding, overlay or directions."
                 raise SettingsError(msg, "Correct the request.")
 
     def _current(self) -> _Scan:
@@ -174,18 +194,17 @@ class Session:
             raise InputError(msg, "Run info or fit on a scan first.")
         return self._scan
 
+    def _current_encoded(self) -> EncodedScan:
+        kept = self._current().encoded
+        if kept is None:
+            msg = "The scan was not encoded yet."
+            raise InputError(msg, "Run encode on it first.")
+        return kept[1]
+
     def _voxel(self, ijk: Any) -> dict[str, Any]:
         """Measured and fitted signal and the maps' values at a voxel; what was fitted last is the model."""
         scan = self._current()
-        shape = scan.acquisition.shape
-        if (
-            not isinstance(ijk, list)
-            or len(ijk) != 3
-            or not all(type(i) is int and 0 <= i < n for i, n in zip(ijk, shape, strict=True))
-        ):
-            msg = f"A voxel's ijk is {ijk!r}; expected three whole numbers inside {shape}."
-            raise SettingsError(msg, "Point into the scan.")
-        where = tuple(ijk)
+        where = scan.acquisition.checked_voxel(ijk)
         gtab = scan.acquisition.gtab
         answer: dict[str, Any] = {
             "ijk": ijk,

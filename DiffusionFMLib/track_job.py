@@ -10,8 +10,8 @@ import numpy as np
 
 from DiffusionFMLib.errors import SettingsError
 from DiffusionFMLib.events import Artifact
-from DiffusionFMLib.fit_job import fit, key_of, provenance
-from DiffusionFMLib.jobfiles import TRACK, read_scan
+from DiffusionFMLib.fit_job import fit, key_of
+from DiffusionFMLib.jobfiles import TRACK, provenance, read_scan
 from DiffusionFMLib.maps import FitStatus
 from DiffusionFMLib.physics import MODELS, TRACKED
 from DiffusionFMLib.reporting import JobReport

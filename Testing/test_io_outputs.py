@@ -33,7 +33,8 @@ def parameter_map(spec: MapSpec = FA, key: str = KEY) -> ParameterMap:
 
 
 def write(folder: Path, map: ParameterMap | None = None) -> Path:
-    return outputs.write_map(map or parameter_map(), folder, "sub-01", "tensor", "wls")
+    made = map or parameter_map()
+    return outputs.write_map(made, outputs.map_path(folder, "sub-01", "tensor", made.spec.name, "wls"))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -30,7 +30,7 @@ LAYERS = (
     {"overlays", "quality", "tractography"},
     {"connectome", "reporting", "session"},
     {"jobfiles", "training"},
-    {"connectome_job", "scan_jobs", "fit_job"},
+    {"connectome_job", "encode_job", "scan_jobs", "fit_job"},
     {"track_job"},
     {"jobs"},
     {"worker", "console"},

@@ -20,7 +20,7 @@ from torch import Tensor
 from DiffusionFMLib.encoder.shape import DIRECTION_FEATURES, EncoderShape
 from DiffusionFMLib.encoder.transformer import DiffusionTransformer
 from DiffusionFMLib.errors import InputError
-from DiffusionFMLib.stored_weights import read_weights, write_weights
+from DiffusionFMLib.stored_weights import SHIPPED, read_weights, write_weights
 
 KIND: Final = "diffusionfm-encoder"
 FORMAT: Final = 1
@@ -113,6 +113,22 @@ def load_encoder(path: Path, device: torch.device | None = None) -> TrainedEncod
     network = DiffusionTransformer(EncoderShape.from_dict(header["shape"]))
     _fill(network, tensors, path)
     return TrainedEncoder(network.to(device).eval(), header["training"])
+
+
+def encoder_file(chosen: str) -> Path:
+    """The file that a setting means: the one that comes with the library when it is empty.
+
+    Raises
+    ------
+    InputError
+        If it is not there.
+    """
+    path = Path(chosen) if chosen else SHIPPED / "encoder-small.safetensors"
+    if not path.is_file():
+        msg = f"The encoder's weights {path} are not there."
+        hint = "Correct the path, or leave it empty for those that come with DiffusionFM."
+        raise InputError(msg, hint if chosen else "Install DiffusionFM again, or give a file of your own.")
+    return path
 
 
 def import_official(

@@ -96,9 +96,6 @@ class Sample:
         if not len(where):
             msg = "There is no brain in the part of the scan that is to be reconstructed."
             raise InputError(msg, "Choose another part.")
-        shells = torch.zeros(len(gtab), dtype=torch.int64)
-        for number, shell in enumerate(gtab.shells):
-            shells[torch.as_tensor(shell.indices)] = number
         return cls(
             patch_rows((signal * inside)[None], patch)[0][:, where],
             brain[where],
@@ -106,7 +103,7 @@ class Sample:
             where,
             (x, y, z),
             protocol,
-            shells.to(signal.device),
+            shells_of(gtab).to(signal.device),
         )
 
     def volumes(self, rows: Tensor, patch: tuple[int, int, int]) -> Tensor:
@@ -114,6 +111,14 @@ class Sample:
         full = rows.new_zeros(len(rows), self.grid[0] * self.grid[1] * self.grid[2], rows.shape[-1])
         full.index_copy_(1, self.where, rows * self.inside)
         return from_patch_rows(full[None], self.grid, patch)[0]
+
+
+def shells_of(gtab: GradientTable) -> Tensor:
+    """Which of the shells each volume belongs to, counted from the lowest, shape (T,), int64."""
+    shells = torch.zeros(len(gtab), dtype=torch.int64)
+    for number, shell in enumerate(gtab.shells):
+        shells[torch.as_tensor(shell.indices)] = number
+    return shells
 
 
 def draw_mask(kind: str, directions: int, places: int, rng: np.random.Generator) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -59,6 +60,13 @@ class Layout:
         from nibabel.orientations import apply_orientation, ornt_transform
 
         return apply_orientation(values, ornt_transform(RAS, self.turn))
+
+    def voxel(self, ijk: Sequence[int], size: Sequence[int]) -> tuple[int, int, int]:
+        """Where a voxel of the scan lies in turned arrays of that size, shape (3,)."""
+        found = [0, 0, 0]
+        for index, (axis, sign) in zip(ijk, self.turn.astype(int), strict=True):
+            found[axis] = int(index) if sign > 0 else size[axis] - 1 - int(index)
+        return found[0], found[1], found[2]
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,20 +176,51 @@ class ScanSlabs:
     def slab(self, number: int) -> Slab:
         """One of the slabs, counted from the lowest of the grid; it may have no tokens."""
         layers, patch = self._layers(number), self.shape.patch
-        present = self.present[:, :, layers]
-        grid = present.shape
-        inside = np.zeros(self.grid, bool)
-        inside[:, :, layers] = present
-        where = np.flatnonzero(inside)
-        kept = torch.from_numpy(np.flatnonzero(present))
-        first = layers.start * patch[2] + int(self.start[2])
-        low, high = max(first, 0), min(first + grid[2] * patch[2], self.size[2])
-        ratio = self._signal[:, :, low:high, self.volumes] * self._weight[:, :, low:high, None]
-        np.clip(ratio, 0, MAX_RATIO, out=ratio)
-        padded = self._padded(ratio, layers.start, grid[2])
-        rows = patch_rows(torch.from_numpy(padded).permute(3, 0, 1, 2)[None], patch)[0]
         begin = self.start + np.array([0, 0, layers.start * patch[2]])
-        return Slab(rows[:, kept], patch_centres(grid, patch, begin)[kept], where)
+        ratio = self._signal[:, :, (depth := self._depth(number)), self.volumes] * self._weight[:, :, depth, None]
+        np.clip(ratio, 0, MAX_RATIO, out=ratio)
+        kept = self.kept(number)
+        positions = patch_centres(self.grid_of(number), patch, begin)[kept]
+        return Slab(self._rows(ratio, number)[:, kept], positions, self.where(number))
+
+    def rows(self, values: NDArray[np.float32], number: int) -> Tensor:
+        """Patches of an image, shape (S, voxels of a patch), at the tokens of a slab; 0 beyond the volume.
+
+        Parameters
+        ----------
+        values : array, shape (X, Y, Z)
+            Along the scan's axes.
+        number : int
+        """
+        part = self.layout.turned(values)[:, :, self._depth(number), None]
+        return self._rows(part, number)[0, self.kept(number)]
+
+    def grid_of(self, number: int) -> tuple[int, int, int]:
+        """Patches of a slab along each axis."""
+        layers = self._layers(number)
+        return (*self.grid[:2], layers.stop - layers.start)
+
+    def where(self, number: int) -> NDArray[np.intp]:
+        """Places of a slab's tokens in the grid, flat, shape (S,)."""
+        layers = self._layers(number)
+        inside = np.zeros(self.grid, bool)
+        inside[:, :, layers] = self.present[:, :, layers]
+        return np.flatnonzero(inside)
+
+    def kept(self, number: int) -> Tensor:
+        """Which patches of a slab are tokens, flat in its own grid, shape (S,)."""
+        return torch.from_numpy(np.flatnonzero(self.present[:, :, self._layers(number)]))
+
+    def _depth(self, number: int) -> slice:
+        """The layers of voxels that a slab has part in."""
+        layers, step = self._layers(number), self.shape.patch[2]
+        first = int(self.start[2])
+        return slice(max(layers.start * step + first, 0), min(layers.stop * step + first, self.size[2]))
+
+    def _rows(self, values: NDArray[np.float32], number: int) -> Tensor:
+        """Patches of the whole slab, shape (C, places, voxels of a patch), of its voxels, shape (X, Y, some Z, C)."""
+        padded = self._padded(values, self._layers(number).start, self.grid_of(number)[2])
+        return patch_rows(torch.from_numpy(padded).permute(3, 0, 1, 2)[None], self.shape.patch)[0]
 
     def _layers(self, number: int) -> slice:
         first = number * self.shape.slab

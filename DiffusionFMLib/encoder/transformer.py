@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from DiffusionFMLib.encoder.attention import rotary_attention
+from DiffusionFMLib.encoder.attention import rotary_attention, rotary_weights
 from DiffusionFMLib.encoder.embedding import EncoderProtocol, from_patch_rows, sines_and_cosines
 from DiffusionFMLib.encoder.shape import DIRECTION_FEATURES, EncoderShape
 
@@ -198,8 +198,7 @@ class Block(nn.Module):
 
     def over_places(self, x: Tensor, cls: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The second half; the class token sees each direction apart, shape (B, T, C)."""
-        b, t, _, c = x.shape
-        rows = torch.cat([cls[:, None, None].expand(b, t, 1, c).to(x.dtype), x], 2)
+        rows = with_class(x, cls)
         rows = rows + self.attn_space.over_places(self.norm1_space(rows), hidden)
         told, x = rows[:, :, 0], rows[:, :, 1:]
         return x + self.mlp_space(self.norm2_space(x)), told
@@ -222,6 +221,18 @@ class Attention(nn.Module):
         """Queries, keys and values, shape (..., H, d), of tokens, shape (..., C)."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)
         return q, k, v
+
+    def to_directions(self, x: Tensor, protocol: EncoderProtocol) -> Tensor:
+        """Attention over the directions at each place, shape (S, H, T, T); x has shape (1, T, S, C)."""
+        q, k, _ = (part[0].permute(1, 2, 0, 3) for part in self.projected(x))
+        if protocol.tables is not None:
+            return rotary_weights(q, k, protocol.tables)
+        return (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
+
+    def to_places(self, x: Tensor) -> Tensor:
+        """Attention of class token and places, shape (T, H, 1 + S, 1 + S); x holds both, shape (1, T, 1 + S, C)."""
+        q, k, _ = (part[0].transpose(1, 2) for part in self.projected(x))
+        return (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
 
     def over_directions(self, x: Tensor, protocols: Sequence[EncoderProtocol], hidden: Tensor | None = None) -> Tensor:
         """Each place attends over the directions; shape (B, T, S, C)."""
@@ -256,6 +267,12 @@ class Perceptron(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Of tokens, shape (..., C)."""
         return self.linear2(functional.gelu(self.linear1(x)))
+
+
+def with_class(x: Tensor, cls: Tensor) -> Tensor:
+    """Class token, shape (B, C), before the places of each direction, shape (B, T, S, C) to (B, T, 1 + S, C)."""
+    b, t, _, c = x.shape
+    return torch.cat([cls[:, None, None].expand(b, t, 1, c).to(x.dtype), x], 2)
 
 
 def _start(module: nn.Module) -> None:

@@ -212,8 +212,8 @@ def map_path(out: Path, stem: str, label: str, name: str, method: str) -> Path:
     return out / f"{stem}_model-{label}_param-{name}_desc-{method}{error}_dwimap.nii.gz"
 
 
-def write_map(map: ParameterMap, out: Path, stem: str, label: str, method: str) -> Path:
-    """Write a map and its sidecar; see `map_path` for the names.
+def write_map(map: ParameterMap, path: Path) -> Path:
+    """Write a map and its sidecar; see `map_path` for the names of a fit's.
 
     The sidecar is written last, so that one with the right key stands for a finished map.
 
@@ -222,7 +222,6 @@ def write_map(map: ParameterMap, out: Path, stem: str, label: str, method: str) 
     OutputError
         If they cannot be written; nothing half-written stays.
     """
-    path = map_path(out, stem, label, map.spec.name, method)
     sidecar = sidecar_path(path)
     with suppress(OSError):
         sidecar.unlink(missing_ok=True)

@@ -65,19 +65,10 @@ _ALL: Final = (
     ),
     Overlay(
         MapSpec(
-            "surprise", "Surprise (directions)", "sigma",
+            "surprise", "Surprise", "sigma",
             "How far measured signal lies from what the encoder expects of it after seeing other directions, in units "
             "of the noise: 1 is noise alone.",
             (1.0, 4.0), "inferno",
-        ),
-        ATTENTION, standard=True,
-    ),
-    Overlay(
-        MapSpec(
-            "oddity", "Surprise (places)", "sigma",
-            "How far measured signal lies from what the encoder expects of it after seeing a quarter of the places "
-            "around, in units of the noise: 1 is noise alone.",
-            (1.0, 8.0), "inferno",
         ),
         ATTENTION, standard=True,
     ),

@@ -1,0 +1,166 @@
+"""A scan through the encoder, from files to files: its features, and overlays of what the encoder attends to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from DiffusionFMLib.jobfiles import (
+    ATTENTION,
+    CHECK,
+    ENCODE,
+    INFLUENCE,
+    SURPRISE,
+    WRITE,
+    announce_file,
+    announce_map,
+    provenance,
+    read_scan,
+    result_key,
+)  # fmt: skip
+from DiffusionFMLib.maps import MapSpec, ParameterMap
+from DiffusionFMLib.overlays.kinds import FEATURES, OVERLAYS
+from DiffusionFMLib.reporting import JobReport
+from DiffusionFMLib.session import Session
+from DiffusionFMLib.settings import EncodeSettings, FitSettings
+
+if TYPE_CHECKING:
+    import torch
+
+    from DiffusionFMLib.acquisition import Acquisition
+    from DiffusionFMLib.encoder.checkpoint import TrainedEncoder
+    from DiffusionFMLib.overlays.encoded import EncodedScan
+
+ENCODER = "encoder"
+"""What maps are said to be made by."""
+
+ALL = "all"
+
+
+def encode(settings: EncodeSettings, report: JobReport, session: Session, arrays: Path | None) -> dict[str, Any]:
+    """Encode a scan, and write its features and overlays; returns plain JSON.
+
+    The session remembers it, so that a viewer's questions about places are answered without encoding again.
+    """
+    from DiffusionFMLib.encoder.checkpoint import encoder_file
+    from DiffusionFMLib.io import outputs
+    from DiffusionFMLib.stored_weights import digest_of
+
+    out = outputs.output_folder(settings.out, arrays)
+    weights = encoder_file(settings.encoder)
+    acquisition = read_scan(settings, report, session)
+    report.enter(CHECK)
+    quality = session.quality(report)
+    for finding in quality.findings:
+        report.warning("quality", finding)
+    key = result_key(session.digest(report), settings, EncodeSettings, digest_of(weights))
+    summary = out / f"{acquisition.name}_{FEATURES}_summary.json"
+    result = {"name": acquisition.name, "out": str(out), "quality": quality.to_dict()}
+    if arrays is None and (kept := _finished(summary, key)) is not None:
+        return {**result, **kept, "reused": kept["files"]}
+
+    encoded = session.encoded(key)
+    if encoded is None:
+        encoded = _encoded(session.prepare(settings, report), weights, settings, report)
+        session.keep_encoded(key, encoded)
+    report.enter(WRITE)
+    outputs.discard_stale(out)
+    announce_file(report, outputs.write_dataset_description(out), "sidecar", "dataset_description")
+    ours = {
+        **provenance(key, settings, EncodeSettings, quality.findings),
+        "method": ENCODER,
+        "notes": list(encoded.acquisition.notes),
+    }
+    files = [_write_tokens(encoded, ours, out, acquisition.name)]
+    announce_file(report, files[0], "sidecar", "tokens")
+    maps = [name for name in encoded.names if not OVERLAYS[name].of_point]
+    for done, map in enumerate(encoded.maps(ours)):
+        report.progress(done, len(maps), WRITE)
+        files.append(outputs.write_map(map, OVERLAYS[map.spec.name].path(out, acquisition.name)))
+        announce_map(report, map, files[-1], arrays, ENCODER)
+    made = {
+        "files": [path.name for path in files], "overlays": maps, "blocks": encoded.blocks, "heads": encoded.heads,
+    }  # fmt: skip
+    vector = encoded.features.passes[0].summary.tolist()
+    announce_file(
+        report, outputs.write_json(summary, {**made, "Provenance": ours, "Summary": vector}), "sidecar", "summary"
+    )
+    report.progress(1, 1, WRITE)
+    return {**result, **made}
+
+
+def _encoded(scan: Acquisition, weights: Path, settings: EncodeSettings, report: JobReport) -> EncodedScan:
+    """All that was asked for of a prepared scan."""
+    from DiffusionFMLib.encoder.checkpoint import load_encoder
+    from DiffusionFMLib.encoder.volume import EncodingOptions
+    from DiffusionFMLib.fitting.device import choose_device
+    from DiffusionFMLib.overlays import attention, encoded, features, surprise
+
+    device = choose_device(settings.device)
+    trained = load_encoder(weights, device)
+    options = EncodingOptions(memory_mib=settings.memory_mib, half=settings.half)
+    report.enter(ENCODE)
+    made = features.features_of(scan, trained, report, options, device)
+    surprised = watched = influential = None
+    directions = int((~scan.gtab.b0_mask & ~scan.gtab.trace_mask).sum())
+    if directions < surprise.MIN_VOLUMES or not trained.network.shape.decoder_blocks:
+        report.warning(
+            "no-surprise",
+            f"There is no map of surprise: it takes {surprise.MIN_VOLUMES} directions (the scan has {directions}) and "
+            "an encoder with a decoder.",
+        )
+    else:
+        report.enter(SURPRISE)
+        surprised = surprise.surprise(scan, trained, report, settings.seed, device)
+    if settings.overlays == ALL:
+        report.enter(ATTENTION)
+        watched = attention.watch(scan, trained, report, settings.memory_mib, device)
+        influential = _influence(scan, trained, made, report, device)
+    return encoded.EncodedScan(scan, made, surprised, watched, influential)
+
+
+def _influence(
+    scan: Acquisition, trained: TrainedEncoder, features: Any, report: JobReport, device: torch.device
+) -> Any:
+    """How much places matter to a readout of FA; None where the scan has none."""
+    from DiffusionFMLib.fitting import fit
+    from DiffusionFMLib.overlays.influence import Readout, influence
+    from DiffusionFMLib.physics import METHODS, MODELS
+
+    settings = FitSettings(method="ols", device=str(device))
+    reason = METHODS[settings.method].unsupported(MODELS[settings.model], scan.gtab)
+    if reason is not None:
+        report.warning("no-influence", f"There is no map of influence, which is that on FA: {reason}")
+        return None
+    report.enter(INFLUENCE)
+    fa = fit(scan, MODELS[settings.model], settings, report).maps["fa"].data
+    return influence(scan, trained, Readout.of(features.passes[0], fa), report, device)
+
+
+def _write_tokens(encoded: EncodedScan, ours: dict[str, Any], out: Path, stem: str) -> Path:
+    """Write the features themselves, in the grid of patches."""
+    from DiffusionFMLib.io import outputs
+
+    first = encoded.features.passes[0]
+    count = first.tokens.shape[-1]
+    description = "Learned features of each patch, mean over volumes; 0 where there is no brain."
+    names = tuple(f"feature{number}" for number in range(count))
+    spec = MapSpec("tokens", "Features", "", description, (-3.0, 3.0), components=names)
+    map = ParameterMap(spec, first.tokens, first.slabs.affine, ours)
+    return outputs.write_map(map, out / f"{stem}_{FEATURES}_tokens.nii.gz")
+
+
+def _finished(summary: Path, key: str) -> dict[str, Any] | None:
+    """What an earlier run with the same key left whole in the folder."""
+    from DiffusionFMLib.io import outputs
+
+    try:
+        values = json.loads(summary.read_text(encoding="utf-8"))
+        if values["Provenance"]["key"] != key:
+            return None
+        if not all(outputs.finished_map(summary.parent / name, key) for name in values["files"]):
+            return None
+        return {name: values[name] for name in ("files", "overlays", "blocks", "heads")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
