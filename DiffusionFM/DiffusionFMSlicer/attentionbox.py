@@ -13,13 +13,17 @@ from DiffusionFMSlicer.directions import Directions, directionsOf
 from DiffusionFMSlicer.inspector import crosshairNode
 from DiffusionFMSlicer.parameters import PANEL, SCAN
 from DiffusionFMSlicer.queries import Queries
-from DiffusionFMSlicer.scene import display, features, plots, results, views
+from DiffusionFMSlicer.scene import features, plots, results, views
 
 CHOICES = ("feature", "block", "head", "follow")
 """Settings of this section."""
 
+DIRECTIONS = "directions"
+"""What has to be there for the plot: the attention over directions was kept."""
+
 COMPUTE_FIRST = "Not computed yet: press Compute features."
 COMPUTE_ALL = "Not computed: set Maps to all in the settings below, and press Compute features."
+NOT_MADE = "This encoder does not make it of this scan."
 
 
 @dataclass
@@ -119,8 +123,7 @@ class AttentionBox:
         name = node.GetAttribute(results.NAME)
         if node.GetAttribute(results.RUN) != " ".join(results.FEATURES) or name not in OVERLAYS:
             return
-        if display.threshold(node) == 0:
-            display.setThreshold(node, features.FIRST_THRESHOLD)
+        features.tune(node)
         if name == self._overlay().spec.name:
             self._show(node)
 
@@ -164,13 +167,11 @@ class AttentionBox:
         scan, known = self._scan(), self._remembered()
         if scan is None or features.overlayNode(scan, overlay.spec.name) is not None:
             return ""
-        if (
-            features.isAsked(overlay)
-            and known is not None
-            and (not known.learnt or overlay.spec.name in known.overlays)
-        ):
+        if features.gridOf(scan) is None or (features.isAsked(overlay) and known is None):
+            return COMPUTE_FIRST
+        if features.isAsked(overlay) and known is not None and overlay.spec.name in known.overlays:
             return ""
-        return COMPUTE_FIRST if features.gridOf(scan) is None or features.isAsked(overlay) else COMPUTE_ALL
+        return NOT_MADE if overlay.standard else COMPUTE_ALL
 
     # --- asking -------------------------------------------------------------------------------------------------
 
@@ -194,7 +195,7 @@ class AttentionBox:
         if isWanted and overlay.spec.name in known.overlays:
             asked = {"what": "overlay", "overlay": overlay.spec.name, **body}
             self._ask(asked, lambda answer: self._showAnswer(scan, overlay, answer, show))
-        if ijk is not None and ras is not None:
+        if ijk is not None and ras is not None and DIRECTIONS in known.overlays:
             self._ask({"what": "directions", **body}, lambda answer: self._showDirections(scan, ras, answer))
 
     def _of(self) -> dict[str, int | None]:

@@ -201,8 +201,8 @@ class Panel:
 
     def _whyNot(self, scan: Any, gradients: inputs.Gradients | None) -> str:
         """Why the chosen model cannot be fitted to a scan; empty if it can."""
-        if reason := self._whyNotAtAll(scan, gradients):
-            return reason
+        if problem := self._whyNotAtAll(scan, gradients):
+            return problem
         reasons = self.scanBox.unsupported(gradients).get(self.parameters.get("model"), {})
         reason = reasons.get(self.parameters.get("method"))
         able = [label(method) for method, problem in reasons.items() if not problem]

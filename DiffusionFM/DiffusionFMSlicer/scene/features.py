@@ -62,13 +62,18 @@ def updateOverlay(scan: Any, overlay: Overlay, answer: dict[str, Any]) -> Any:
             "", "", "map", spec.name, spec.title, spec.unit, (low, high), spec.colors, affine=answer["affine"]
         )
         node = results.place(event, image, runOf(scan))
-        # the patches are what the encoder sees: nothing lies between them
-        node.GetDisplayNode().SetInterpolate(False)
-        display.setThreshold(node, FIRST_THRESHOLD)
+        tune(node)
         return node
     node.SetIJKToRASMatrix(vtkMatrix(np.array(answer["affine"], float)))
     node.SetAndObserveImageData(image)
     return node
+
+
+def tune(node: Any) -> None:
+    """Show a new overlay as patches, since the encoder sees nothing between them, and not where little stands out."""
+    node.GetDisplayNode().SetInterpolate(False)
+    if display.threshold(node) == 0:
+        display.setThreshold(node, FIRST_THRESHOLD)
 
 
 def point(grid: Any) -> tuple[float, float, float]:
@@ -80,7 +85,7 @@ def point(grid: Any) -> tuple[float, float, float]:
         crosshair.SetCrosshairRAS(*ras)
     if crosshair.GetCrosshairMode() == crosshair.NoCrosshair:
         crosshair.SetCrosshairMode(crosshair.ShowBasic)
-    return ras  # type: ignore[return-value]
+    return ras
 
 
 def mainDirection(scan: Any, ras: tuple[float, float, float]) -> NDArray[np.float64] | None:
