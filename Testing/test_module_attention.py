@@ -375,7 +375,9 @@ def test_nothing_is_asked_while_hidden_folded_or_of_another_scan(encoded):
     settle(encoded)
     assert queries(encoded, "overlay")[-1]["ijk"] == [2, 1, 1]
     count = len(queries(encoded))
+    assert encoded.ui.directionsBox.isVisibleTo(encoded.widget.parent)
     encoded.choose(addSmallScan("other", seed=1))
+    assert not encoded.ui.directionsBox.isVisibleTo(encoded.widget.parent)
     point(3, 1, 1)
     settle(encoded)
     assert len(queries(encoded)) == count

@@ -104,7 +104,8 @@ class AttentionBox:
         note = self._refusal or self._lack(overlay)
         ui.featureNote.text = note
         ui.featureNote.visible = bool(note)
-        ui.directionsBox.visible = self._directions is not None
+        # another scan's are not shown for this one
+        ui.directionsBox.visible = self._directions is not None and known is not None
 
     def edited(self, name: str) -> None:
         """A choice of this section was changed by the user."""
