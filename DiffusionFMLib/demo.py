@@ -1,4 +1,4 @@
-"""The main job on a simulated scan, or the user's, without a viewer: maps, tracts and a figure of them."""
+"""The main job on a simulated scan, or the user's, without a viewer: maps, tracts, features, and a figure of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from DiffusionFMLib.errors import DiffusionFMError
 from DiffusionFMLib.events import Artifact, Event, Finished
 from DiffusionFMLib.reporting import failure
 from DiffusionFMLib.session import Session
-from DiffusionFMLib.settings import Settings, SimulateSettings, TrackSettings, option
+from DiffusionFMLib.settings import EncodeSettings, Settings, SimulateSettings, TrackSettings, option
 from DiffusionFMLib.worker import Request, execute
 
 if TYPE_CHECKING:
@@ -24,13 +24,16 @@ if TYPE_CHECKING:
 
 FIGURE = "figure.png"
 
+SHOWN = ("colorfa", "fa", "md", "pca")
+"""Maps in the figure."""
+
 SIDES = (("P", "A", "S", "I"), ("R", "L", "S", "I"), ("R", "L", "A", "P"))
 """Letters at the left, right, upper and lower edge of a sagittal, coronal and axial picture."""
 
 
 @dataclass(frozen=True)
 class DemoSettings(Settings):
-    """Maps, tracts and a figure of a simulated scan, or of yours."""
+    """Maps, tracts, learned features and a figure of a simulated scan, or of yours."""
 
     dwi: str = option("", "Diffusion scan; one is simulated when not given.", path=True)
     out: str = option("demo", "Folder that everything goes to.", path=True)
@@ -39,7 +42,7 @@ class DemoSettings(Settings):
 
 
 def demo(settings: DemoSettings, sink: EventSink, cancelled: threading.Event) -> Event:
-    """Simulate if need be, fit, track, and draw; returns the event that ended it."""
+    """Simulate if need be, fit, track, encode, and draw; returns the event that ended it."""
     session = Session()
     dwi = settings.dwi
     if not dwi:
@@ -48,9 +51,13 @@ def demo(settings: DemoSettings, sink: EventSink, cancelled: threading.Event) ->
         if not isinstance(terminal, Finished):
             return terminal
         dwi = sink.result["dwi"]
-    track = TrackSettings(dwi=dwi, out=str(Path(settings.out) / "maps"), device=settings.device, max_count=3000)
+    maps = str(Path(settings.out) / "maps")
+    track = TrackSettings(dwi=dwi, out=maps, device=settings.device, max_count=3000)
+    encode = EncodeSettings(dwi=dwi, out=maps, device=settings.device)
     with tempfile.TemporaryDirectory(prefix="diffusionfm-") as arrays:
         terminal = _run("track", track, sink, cancelled, session, arrays)
+        if isinstance(terminal, Finished):
+            terminal = _run("encode", encode, sink, cancelled, session, arrays)
         if isinstance(terminal, Finished):
             try:
                 draw(sink.artifacts, Path(settings.out) / FIGURE, sink.result["name"])
@@ -69,12 +76,12 @@ def _run(
 
 
 def draw(artifacts: list[Artifact], path: Path, title: str) -> None:
-    """Draw colour FA, FA and MD in three planes, and the tracts from three sides.
+    """Draw colour FA, FA, MD and the features' colours in three planes, and the tracts from three sides.
 
     Parameters
     ----------
     artifacts : list of Artifact
-        Of a ``track`` job that was asked for arrays.
+        Of ``track`` and ``encode`` jobs that were asked for arrays.
     path : Path
         PNG to write.
     title : str
@@ -83,27 +90,27 @@ def draw(artifacts: list[Artifact], path: Path, title: str) -> None:
     from matplotlib.figure import Figure
 
     maps = {a.name: a for a in artifacts if a.role == "map" and a.array}
-    volumes = {name: _canonical(maps[name]) for name in ("colorfa", "fa", "md", "status")}
+    volumes = {name: _canonical(maps[name]) for name in (*SHOWN, "status")}
     sizes = _canonical_sizes(maps["fa"])
     tracts = next(a for a in artifacts if a.role == "tracts")
     inside = np.argwhere(volumes["status"] > 0)
     low, high = inside.min(0), inside.max(0) + 1
     middle = np.rint(inside.mean(0)).astype(int)
 
-    figure = Figure(figsize=(12, 9), facecolor="black", layout="constrained")
-    axes = figure.subplots(3, 4)
+    figure = Figure(figsize=(15, 9), facecolor="black", layout="constrained")
+    axes = figure.subplots(3, 5)
     for row, axis in enumerate((0, 1, 2)):
         plane = tuple(middle[a] if a == axis else slice(low[a], high[a]) for a in range(3))
         across, up = (a for a in range(3) if a != axis)
         extent = (0, sizes[across] * (high - low)[across], 0, sizes[up] * (high - low)[up])
-        for column, name in enumerate(("colorfa", "fa", "md")):
+        for column, name in enumerate(SHOWN):
             image = np.swapaxes(volumes[name][plane], 0, 1)
             vmin, vmax = maps[name].window or (0, 1)
             image = np.clip(image, 0, 1) if image.ndim == 3 else image
             axes[row, column].imshow(image, origin="lower", cmap="gray", vmin=vmin, vmax=vmax, extent=extent)
             axes[0, column].set_title(maps[name].title, color="white")
-        _draw_tracts(axes[row, 3], Path(tracts.array or ""), (across, up))
-    axes[0, 3].set_title("Tracts", color="white")
+        _draw_tracts(axes[row, -1], Path(tracts.array or ""), (across, up))
+    axes[0, -1].set_title("Tracts", color="white")
     for row, letters in zip(axes, SIDES, strict=True):
         for ax in row:
             _draw_sides(ax, letters)

@@ -20,7 +20,7 @@ from DiffusionFMLib.jobfiles import (
     result_key,
 )  # fmt: skip
 from DiffusionFMLib.maps import MapSpec, ParameterMap
-from DiffusionFMLib.overlays.kinds import FEATURES, OVERLAYS
+from DiffusionFMLib.overlays.kinds import FEATURES, ON_ATTENTION, OVERLAYS, wanted
 from DiffusionFMLib.reporting import JobReport
 from DiffusionFMLib.session import Session
 from DiffusionFMLib.settings import EncodeSettings, FitSettings
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 ENCODER = "encoder"
 """What maps are said to be made by."""
-
-ALL = "all"
 
 
 def encode(settings: EncodeSettings, report: JobReport, session: Session, arrays: Path | None) -> dict[str, Any]:
@@ -95,14 +93,32 @@ def _encoded(scan: Acquisition, weights: Path, settings: EncodeSettings, report:
     from DiffusionFMLib.encoder.checkpoint import load_encoder
     from DiffusionFMLib.encoder.volume import EncodingOptions
     from DiffusionFMLib.fitting.device import choose_device
-    from DiffusionFMLib.overlays import attention, encoded, features, surprise
+    from DiffusionFMLib.overlays import attention, encoded, features
 
     device = choose_device(settings.device)
     trained = load_encoder(weights, device)
     options = EncodingOptions(memory_mib=settings.memory_mib, half=settings.half)
     report.enter(ENCODE)
     made = features.features_of(scan, trained, report, options, device)
+    asked = wanted(settings.overlays)
     surprised = watched = influential = None
+    if "surprise" in asked:
+        surprised = _surprise(scan, trained, settings, report, device)
+    if asked & ON_ATTENTION:
+        report.enter(ATTENTION)
+        geometry = "directions" in asked
+        watched = attention.watch(scan, trained, report, settings.memory_mib, device, geometry=geometry)
+    if "influence" in asked:
+        influential = _influence(scan, trained, made, report, device)
+    return encoded.EncodedScan(scan, made, surprised, watched, influential)
+
+
+def _surprise(
+    scan: Acquisition, trained: TrainedEncoder, settings: EncodeSettings, report: JobReport, device: torch.device
+) -> Any:
+    """Where the scan is not as expected; None where there is too little to expect from."""
+    from DiffusionFMLib.overlays import surprise
+
     directions = int((~scan.gtab.b0_mask & ~scan.gtab.trace_mask).sum())
     if directions < surprise.MIN_VOLUMES or not trained.network.shape.decoder_blocks:
         report.warning(
@@ -110,14 +126,9 @@ def _encoded(scan: Acquisition, weights: Path, settings: EncodeSettings, report:
             f"There is no map of surprise: it takes {surprise.MIN_VOLUMES} directions (the scan has {directions}) and "
             "an encoder with a decoder.",
         )
-    else:
-        report.enter(SURPRISE)
-        surprised = surprise.surprise(scan, trained, report, settings.seed, device)
-    if settings.overlays == ALL:
-        report.enter(ATTENTION)
-        watched = attention.watch(scan, trained, report, settings.memory_mib, device)
-        influential = _influence(scan, trained, made, report, device)
-    return encoded.EncodedScan(scan, made, surprised, watched, influential)
+        return None
+    report.enter(SURPRISE)
+    return surprise.surprise(scan, trained, report, settings.seed, device)
 
 
 def _influence(

@@ -28,6 +28,7 @@ from DiffusionFMLib.jobfiles import (
     save_array,
     supported,
 )  # fmt: skip
+from DiffusionFMLib.overlays.kinds import ON_ATTENTION, wanted
 from DiffusionFMLib.physics import METHODS
 from DiffusionFMLib.reporting import JobReport
 from DiffusionFMLib.scan_jobs import convert, simulate_scan
@@ -74,8 +75,11 @@ def stages(job: str, settings: Settings) -> dict[str, float]:
     if isinstance(settings, FitSettings):
         costs |= {FIT: 3.0} | ({} if METHODS[settings.method].voxelwise else {PRIOR: 30.0})
     if isinstance(settings, EncodeSettings):
-        costs |= {ENCODE: 30.0, SURPRISE: 30.0}
-        costs |= {ATTENTION: 40.0, INFLUENCE: 400.0} if settings.overlays == "all" else {}
+        asked = wanted(settings.overlays)
+        costs[ENCODE] = 30.0
+        costs |= {SURPRISE: 30.0} if "surprise" in asked else {}
+        costs |= {ATTENTION: 40.0} if asked & ON_ATTENTION else {}
+        costs |= {INFLUENCE: 400.0} if "influence" in asked else {}
     if isinstance(settings, ComputeSettings):
         costs[WRITE] = 2.0
     if isinstance(settings, TrackSettings):

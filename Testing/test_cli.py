@@ -241,9 +241,9 @@ def test_demo_draws_what_it_made(tmp_path, capsys):
     assert main(["demo", "--dwi", str(scan), "--out", str(tmp_path / "demo"), "--device", "cpu"]) == DONE
     assert str(tmp_path / "demo") in capsys.readouterr().out
     picture = imread(tmp_path / "demo" / "figure.png")[..., :3]
-    assert picture.shape == (900, 1200, 3)
-    # all twelve views show something
-    tiles = picture[30:].reshape(3, 290, 4, 300, 3).max(axis=(1, 3, 4))
+    assert picture.shape == (900, 1500, 3)
+    # all fifteen views show something
+    tiles = picture[30:].reshape(3, 290, 5, 300, 3).max(axis=(1, 3, 4))
     assert (tiles > 0.5).all()
 
 

@@ -44,10 +44,6 @@ WEIGHTED = np.flatnonzero(~GTAB.b0_mask)
 def trained() -> TrainedEncoder:
     torch.manual_seed(0)
     network = DiffusionTransformer(SHAPE).eval()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(6)
     return TrainedEncoder(network)
 
 
@@ -318,7 +314,13 @@ def encoded(features: Features, attention: Attention) -> EncodedScan:
 def test_answers_hold_the_overlay(encoded: EncodedScan) -> None:
     answer = encoded.overlay({"overlay": "similarity", "ijk": [12, 10, 6]})
     values = np.frombuffer(base64.b64decode(answer["values"]), "<f4").reshape(answer["shape"][::-1])
-    np.testing.assert_array_equal(values.T, encoded.features.similarity((12, 10, 6)))
+    # patches reach beyond the brain, overlays do not
+    brain = np.zeros(encoded.features.cells.grid, bool)
+    for i, j, k in np.argwhere(encoded.acquisition.mask):
+        brain[i // 2, j // 2, k] = True
+    whole = encoded.features.similarity((12, 10, 6))
+    assert whole[~brain].any()
+    np.testing.assert_array_equal(values.T, whole * brain)
     assert answer["affine"] == encoded.features.cells.affine.tolist()
     raw = encoded.overlay({"overlay": "raw", "ijk": [12, 10, 6], "block": 1, "head": 0})
     assert raw["values"] != encoded.overlay({"overlay": "raw", "ijk": [12, 10, 6]})["values"]
@@ -352,6 +354,17 @@ def test_without_attention_there_is_none_to_ask_for(encoded: EncodedScan) -> Non
     plain = replace(encoded, attention=None, surprise=None)
     assert plain.names == ["pca", "similarity"]
     assert plain.about() == {"encoded": True, "blocks": 0, "heads": 0, "overlays": ["similarity"]}
+    with pytest.raises(SettingsError, match="not kept"):
+        plain.directions({"ijk": [12, 10, 6]})
+
+
+def test_without_geometry_there_is_nothing_to_compare_with(trained: TrainedEncoder, encoded: EncodedScan) -> None:
+    watched = watch(scan(), trained, SilentReport(), 64, geometry=False)
+    assert encoded.attention is not None
+    np.testing.assert_array_equal(watched.directions, encoded.attention.directions)
+    plain = replace(encoded, attention=watched)
+    assert "directions" not in plain.names
+    assert "raw" in plain.names
     with pytest.raises(SettingsError, match="not kept"):
         plain.directions({"ijk": [12, 10, 6]})
 

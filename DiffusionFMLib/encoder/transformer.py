@@ -18,7 +18,7 @@ from DiffusionFMLib.encoder.embedding import EncoderProtocol, from_patch_rows, s
 from DiffusionFMLib.encoder.shape import DIRECTION_FEATURES, EncoderShape
 
 START_SD: Final = 0.02
-"""Of weights before training."""
+"""Of class and mask tokens before training."""
 
 CONV_CHANNELS: Final = 8
 """Inside the decoder's last convolutions."""
@@ -278,7 +278,8 @@ def with_class(x: Tensor, cls: Tensor) -> Tensor:
 def _start(module: nn.Module) -> None:
     """Weights before training."""
     if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=START_SD)
+        # by the layer's own width: with one value for all, narrow networks begin with next to nothing in their tokens
+        nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 

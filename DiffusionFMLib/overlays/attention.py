@@ -18,7 +18,7 @@ from DiffusionFMLib.encoder.checkpoint import TrainedEncoder
 from DiffusionFMLib.encoder.embedding import EncoderProtocol
 from DiffusionFMLib.encoder.slabs import ScanSlabs, Slab
 from DiffusionFMLib.encoder.transformer import DiffusionTransformer, with_class
-from DiffusionFMLib.errors import DeviceError, InputError
+from DiffusionFMLib.errors import DeviceError, InputError, SettingsError
 from DiffusionFMLib.events import Report
 from DiffusionFMLib.fitting.device import one_thread_per_operation
 from DiffusionFMLib.fitting.tiles import for_each_tile
@@ -40,13 +40,13 @@ class Attention:
         Of each slab: from row to column, mean over directions. First comes the class token.
     directions, geometry : array, shape (blocks, heads, T, X', Y', Z'), float32
         What each volume receives at a place, mean over the volumes that attend to it; and what it would receive if all
-        volumes of a shell had the same signal, their mean.
+        volumes of a shell had the same signal, their mean; the latter None unless asked for.
     """
 
     slabs: ScanSlabs
     places: tuple[NDArray[np.float16], ...]
     directions: NDArray[np.float32]
-    geometry: NDArray[np.float32]
+    geometry: NDArray[np.float32] | None
 
     def of_point(self, patch: tuple[int, int, int], block: int | None, head: int | None) -> NDArray[np.float32]:
         """What a patch attends to in its slab, over attending to all alike, shape of the grid of patches.
@@ -84,8 +84,15 @@ class Attention:
         return result
 
     def apart_from_geometry(self, block: int | None, head: int | None) -> NDArray[np.float32]:
-        """Total variation between what volumes receive and what geometry gives them, shape of the grid of patches."""
-        return np.abs(_chosen(self.directions, block, head) - _chosen(self.geometry, block, head)).sum(0) / 2
+        """Total variation between what volumes receive and what geometry gives them, shape of the grid of patches.
+
+        Raises
+        ------
+        SettingsError
+            If the latter was not asked for.
+        """
+        geometry = self._geometry()
+        return np.abs(_chosen(self.directions, block, head) - _chosen(geometry, block, head)).sum(0) / 2
 
     def received(
         self, patch: tuple[int, int, int], block: int | None, head: int | None
@@ -96,10 +103,19 @@ class Attention:
         ------
         InputError
             If the patch is no token.
+        SettingsError
+            If the latter was not asked for.
         """
+        geometry = self._geometry()
         self._row(patch, patch[2] // self.slabs.shape.slab)
         here = (..., *patch)
-        return _chosen(self.directions[here], block, head), _chosen(self.geometry[here], block, head)
+        return _chosen(self.directions[here], block, head), _chosen(geometry[here], block, head)
+
+    def _geometry(self) -> NDArray[np.float32]:
+        if self.geometry is None:
+            msg = "What geometry alone gives was not kept of this scan."
+            raise SettingsError(msg, "Compute all overlays.")
+        return self.geometry
 
     def _row(self, patch: tuple[int, int, int], number: int) -> int:
         """Which of the slab's tokens a patch is."""
@@ -129,6 +145,8 @@ def watch(
     report: Report,
     memory_mib: int,
     device: torch.device | None = None,
+    *,
+    geometry: bool = True,
 ) -> Attention:
     """Encode a scan and keep its attention.
 
@@ -141,6 +159,8 @@ def watch(
     memory_mib : int, MiB
         What attention may take.
     device : torch.device, optional
+    geometry : bool
+        Whether to find out too what geometry alone gives, which takes as long again.
 
     Raises
     ------
@@ -160,7 +180,7 @@ def watch(
         msg = f"Attention of this scan takes {needed / 2**20:.0f} MiB; {memory_mib} are allowed."
         raise DeviceError(msg, "Allow more memory (--memory-mib), or leave attention out (--overlays standard).")
     size = (shape.blocks, shape.heads, len(slabs.volumes), *slabs.grid)
-    directions, geometry = np.zeros(size, np.float32), np.zeros(size, np.float32)
+    directions, alone = np.zeros(size, np.float32), np.zeros(size if geometry else 0, np.float32)
     places = [np.zeros((shape.blocks, shape.heads, 1, 1), np.float16) for _ in sizes]
 
     def work(number: int) -> None:
@@ -170,12 +190,14 @@ def watch(
         slab = replace(slab, patches=slab.patches.to(device), positions=slab.positions.to(device))
         received, places[number] = _watched(network, slab, protocol)
         _flat(directions)[..., slab.where] = received
+        if not geometry:
+            return
         same = replace(slab, patches=_without_directions(slab.patches, slabs.gtab))
-        _flat(geometry)[..., slab.where] = _watched(network, same, protocol)[0]
+        _flat(alone)[..., slab.where] = _watched(network, same, protocol)[0]
 
     with one_thread_per_operation():
         for_each_tile(len(slabs), 1, device, lambda: work, report, "Attention")
-    return Attention(slabs, tuple(places), directions, geometry)
+    return Attention(slabs, tuple(places), directions, alone if geometry else None)
 
 
 @torch.no_grad()

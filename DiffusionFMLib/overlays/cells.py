@@ -52,6 +52,13 @@ class Cells:
             count = count + self._spread(slabs, present)
         return np.asarray(total / np.maximum(count, 1), np.float32)
 
+    def touched(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which cells have a voxel of a mask, shape (X, Y, Z), in them."""
+        found = self._layout.turned(mask)
+        for axis, (size, step) in enumerate(zip(self._size, self._step, strict=True)):
+            found = np.logical_or.reduceat(found, np.arange(0, size, step), axis=axis)
+        return found
+
     def on_scan(self, cells: NDArray[np.float32]) -> NDArray[np.float32]:
         """Values of cells, shape (*grid, ...), at the scan's voxels, shape (X, Y, Z, ...); not smoothed."""
         for axis, (size, step) in enumerate(zip(self._size, self._step, strict=True)):

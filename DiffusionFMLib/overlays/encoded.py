@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from DiffusionFMLib.errors import SettingsError
 from DiffusionFMLib.maps import ParameterMap
 from DiffusionFMLib.overlays.attention import Attention
 from DiffusionFMLib.overlays.features import Features
-from DiffusionFMLib.overlays.kinds import OVERLAYS
+from DiffusionFMLib.overlays.kinds import ON_ATTENTION, OVERLAYS
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +50,9 @@ class EncodedScan:
         if self.influence is None:
             absent.add("influence")
         if self.attention is None:
-            absent |= {"directions", "raw", "rollout"}
+            absent |= ON_ATTENTION
+        elif self.attention.geometry is None:
+            absent.add("directions")
         return [name for name in OVERLAYS if name not in absent]
 
     @property
@@ -80,7 +83,7 @@ class EncodedScan:
         block: int | None = None,
         head: int | None = None,
     ) -> NDArray[np.float32]:
-        """An overlay, shape (*grid, ...) of its cells; see `kinds.OVERLAYS` for what each needs.
+        """An overlay, shape (*grid, ...) of its cells; 0 in those without brain. See `OVERLAYS` for what each needs.
 
         Parameters
         ----------
@@ -96,6 +99,19 @@ class EncodedScan:
         InputError
             If the voxel lies outside the brain.
         """
+        found = self._of_patches(name, ijk, block, head)
+        return found * self._brain.reshape(*self._brain.shape, *[1] * (found.ndim - 3))
+
+    @cached_property
+    def _brain(self) -> NDArray[np.bool_]:
+        """Cells with brain in them."""
+        cells, mask = self.features.cells, self.acquisition.mask
+        return np.ones(cells.grid, bool) if mask is None else cells.touched(mask)
+
+    def _of_patches(
+        self, name: str, ijk: tuple[int, int, int] | None, block: int | None, head: int | None
+    ) -> NDArray[np.float32]:
+        """An overlay in all cells of patches that were encoded."""
         cells, attention = self.features.cells, self.attention
         if name == "pca":
             return self.features.components()
@@ -157,8 +173,8 @@ class EncodedScan:
         InputError
             If the voxel lies outside the brain.
         """
-        if self.attention is None:
-            msg = "Attention was not kept of this scan."
+        if self.attention is None or self.attention.geometry is None:
+            msg = "Attention to directions was not kept of this scan."
             raise SettingsError(msg, "Compute all overlays.")
         voxel = self._voxel(body.get("ijk"))
         slabs = self.attention.slabs

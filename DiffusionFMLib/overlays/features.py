@@ -55,6 +55,11 @@ class Features:
             found.append(np.where(each.slabs.present[..., None], each.tokens - explained, 0).astype(np.float32))
         return tuple(found)
 
+    @cached_property
+    def _units(self) -> tuple[NDArray[np.float32], ...]:
+        """The same, of length 1."""
+        return tuple(t / np.linalg.norm(t, axis=-1, keepdims=True).clip(1e-12) for t in self.of_tissue)
+
     def similarity(self, ijk: tuple[int, int, int]) -> NDArray[np.float32]:
         """Cosine between features of each cell and those at a voxel of the scan, shape `Cells.grid`; 0 outside.
 
@@ -64,11 +69,10 @@ class Features:
             If the voxel lies outside the brain.
         """
         maps = []
-        for each, tokens in zip(self.passes, self.of_tissue, strict=True):
+        for each, units in zip(self.passes, self._units, strict=True):
             where = self.cells.patch_of(each.slabs, ijk)
             if each.slabs.present[where]:
-                length = np.linalg.norm(tokens, axis=-1).clip(1e-12)
-                maps.append((each.slabs, tokens @ tokens[where] / (length * length[where])))
+                maps.append((each.slabs, units @ units[where]))
         if not maps:
             msg = f"There are no features at {ijk}: it lies outside the brain."
             raise InputError(msg, "Point into the brain.")

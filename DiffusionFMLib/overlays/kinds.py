@@ -11,6 +11,9 @@ from DiffusionFMLib.maps import MapSpec
 FEATURES, ATTENTION = "features", "attention"
 """What files are named by, before the overlay's own name."""
 
+ALL = "all"
+"""The setting that leaves none out."""
+
 
 @dataclass(frozen=True)
 class Overlay:
@@ -111,3 +114,14 @@ _ALL: Final = (
 
 OVERLAYS: Final = {overlay.spec.name: overlay for overlay in _ALL}
 """By name, those to be trusted most first."""
+
+
+ON_ATTENTION: Final = frozenset({"directions", "raw", "rollout"})
+"""Those for which attention is kept."""
+
+
+def wanted(choice: str) -> frozenset[str]:
+    """Names of the overlays that a setting means: all, or those that passed and those that cost nothing more."""
+    return frozenset(
+        name for name, overlay in OVERLAYS.items() if choice == ALL or overlay.standard or overlay.family == FEATURES
+    )

@@ -15,6 +15,8 @@ busy
     Ours while another process keeps a core busy.
 drope
     Time and memory of the encoder's attention over directions, ours and the plain formula's.
+encoding
+    Time and memory of a whole scan through the encoder, and of a viewer's questions about places.
 machine, roofline
     What the machine allows, and how near to it ours is.
 memory
@@ -37,6 +39,7 @@ import busy
 import dki
 import drope
 import dti
+import encoding
 import machine
 import memory
 import noddi
@@ -69,6 +72,7 @@ def main() -> None:
         "scaling": (scaling.rows, scaling.show),
         "busy": (busy.rows, busy.show),
         "drope": (drope.rows, drope.show),
+        "encoding": (encoding.rows, encoding.show),
         "machine": (machine.all_measured, machine.show),
         "roofline": (roofline.rows, roofline.show),
         "memory": (lambda: memory.rows(memory.FULL if options.large else memory.SMALL), memory.show),
