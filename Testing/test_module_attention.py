@@ -3,39 +3,18 @@
 from __future__ import annotations
 
 import json
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 from module_driver import AFFINE, Driver, addSmallScan, smallScan
-from test_encode_job import write_encoder
-from worker_client import write_small_scan
 
 from DiffusionFMLib.overlays.kinds import OVERLAYS
-
-PATIENCE = 120.0
 
 
 def queries(driver: Driver, what: str | None = None) -> list[dict]:
     """What the fake worker was asked."""
     asked = [json.loads(line)["query"] for line in driver.worker.log if line.startswith('{"query"')]
     return [q for q in asked if what in (None, q["what"])]
-
-
-def choose(driver: Driver, name: str) -> None:
-    selector = driver.ui.featureSelector
-    selector.currentIndex = selector.findData(name)
-    settle(driver)
-
-
-def settle(driver: Driver) -> None:
-    """Let the panel hear of what changed, ask, and be answered."""
-    asking = driver.panel.runner.queries
-    driver.spin(0.05)
-    driver.until(lambda: driver.idle and asking._asked is None and not asking._waiting)
-    # the log comes on a way of its own
-    driver.spin(0.05)
 
 
 def place(*ijk: float) -> tuple[float, ...]:
@@ -63,7 +42,7 @@ def opened(driver: Driver) -> Driver:
 def encoded(opened: Driver) -> Driver:
     """After Compute features."""
     opened.ui.encodeButton.click()
-    settle(opened)
+    opened.settle()
     assert not opened.panel.lastError
     return opened
 
@@ -81,16 +60,16 @@ def test_stable_overlays_come_first_and_each_has_its_sentence(opened):
     standard = [OVERLAYS[name].standard for name in names]
     assert standard == sorted(standard, reverse=True)
     for index, name in enumerate(names):
-        choose(opened, name)
+        opened.chooseOverlay(name)
         assert OVERLAYS[name].spec.description in ui.featureLabel.text
-        for text in (ui.featureSelector.itemText(index), ui.featureLabel.text):
-            assert ("not tested as stable" in text.lower()) is not OVERLAYS[name].standard
+        assert ("untested" in ui.featureSelector.itemText(index)) is not OVERLAYS[name].standard
+        assert ("Not tested as stable" in ui.featureLabel.text) is not OVERLAYS[name].standard
     assert "not causes" in ui.notCausalLabel.text
     assert "Not for diagnosis" in ui.notCausalLabel.text
 
 
 def test_nothing_is_asked_before_features_were_computed_and_the_panel_says_so(opened):
-    choose(opened, "similarity")
+    opened.chooseOverlay("similarity")
     opened.ui.followCheck.checked = True
     point(1, 1, 1)
     opened.spin(0.2)
@@ -130,7 +109,7 @@ def test_encoded_maps_come_into_a_folder_of_their_own_and_the_chosen_one_is_laid
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
     folders = {hierarchy.GetItemName(hierarchy.GetItemParent(hierarchy.GetItemByDataNode(n))) for n in found.values()}
     assert folders == {"scan: FEATURES (encoder)"}
-    choose(encoded, "surprise")
+    encoded.chooseOverlay("surprise")
     assert overlayShown() is found["surprise"]
     # anatomy shows where nothing stands out, and the panel's own control says so
     assert encoded.ui.thresholdSlider.value == 25
@@ -148,7 +127,7 @@ def test_directions_are_vectors_and_not_colours(encoded, tmp_path):
 def test_overlay_of_a_point_is_asked_for_and_follows_in_place(encoded):
     import slicer
 
-    choose(encoded, "similarity")
+    encoded.chooseOverlay("similarity")
     node = overlayShown()
     assert node.GetAttribute("DiffusionFM.Name") == "similarity"
     assert queries(encoded, "overlay")[-1]["ijk"] == [4, 3, 2]
@@ -163,32 +142,32 @@ def test_overlay_of_a_point_is_asked_for_and_follows_in_place(encoded):
     # without a wish to follow it stays
     count = len(queries(encoded))
     point(1, 2, 3)
-    settle(encoded)
+    encoded.settle()
     assert len(queries(encoded)) == count
     encoded.ui.followCheck.checked = True
-    settle(encoded)
+    encoded.settle()
     # what the user set stays
     node.GetDisplayNode().SetInterpolate(True)
     point(5, 4, 3)
-    settle(encoded)
+    encoded.settle()
     assert encoded.results()["similarity"] is node
     assert slicer.util.arrayFromVolume(node)[0, 0, 0] == 345.5
     assert node.GetDisplayNode().GetInterpolate()
     # outside of the scan there is nothing to ask about
     count = len(queries(encoded))
     point(-50, 0, 0)
-    settle(encoded)
+    encoded.settle()
     assert len(queries(encoded)) == count
 
 
 def test_following_does_not_take_the_views_from_the_user(encoded):
     from DiffusionFMSlicer.scene import views
 
-    choose(encoded, "similarity")
+    encoded.chooseOverlay("similarity")
     encoded.ui.followCheck.checked = True
     views.setOverlay(None, 0.5)
     point(5, 4, 3)
-    settle(encoded)
+    encoded.settle()
     assert queries(encoded, "overlay")[-1]["ijk"] == [5, 4, 3]
     assert overlayShown() is None
 
@@ -199,14 +178,14 @@ def test_only_the_newest_point_waits_while_one_is_asked(opened, monkeypatch):
     monkeypatch.setenv("FAKE_WORKER_DELAY", "0.15")
     opened.ui.encodeButton.click()
     opened.until(lambda: opened.idle)
-    choose(opened, "similarity")
+    opened.chooseOverlay("similarity")
     opened.ui.followCheck.checked = True
-    settle(opened)
+    opened.settle()
     before = len(queries(opened, "overlay"))
     for i in range(8):
         point(i, 1, 1)
         opened.spin(0.02)
-    settle(opened)
+    opened.settle()
     asked = [q["ijk"] for q in queries(opened, "overlay")[before:]]
     assert asked[0] == [0, 1, 1]
     assert asked[-1] == [7, 1, 1]
@@ -218,20 +197,20 @@ def test_block_and_head_are_for_overlays_that_have_them(encoded):
     import slicer
 
     ui = encoded.ui
-    choose(encoded, "similarity")
+    encoded.chooseOverlay("similarity")
     assert (ui.blockBox.enabled, ui.headBox.enabled) == (False, False)
-    choose(encoded, "raw")
+    encoded.chooseOverlay("raw")
     assert (ui.blockBox.enabled, ui.headBox.enabled) == (True, True)
     assert (ui.blockBox.maximum, ui.headBox.maximum) == (3, 4)
     assert queries(encoded, "overlay")[-1]["block"] is None
     ui.blockBox.value = 3
     ui.headBox.value = 1
-    settle(encoded)
+    encoded.settle()
     last = queries(encoded, "overlay")[-1]
     assert (last["overlay"], last["block"], last["head"]) == ("raw", 2, 0)
     assert slicer.util.arrayFromVolume(encoded.results()["raw"])[0, 0, 0] == 2234.5
     # a choice for one overlay is not meant for another
-    choose(encoded, "similarity")
+    encoded.chooseOverlay("similarity")
     assert queries(encoded, "overlay")[-1]["block"] is None
 
 
@@ -290,16 +269,16 @@ def test_plot_is_also_slicers_own(encoded):
     encoded.ui.chartButton.click()
     encoded.ui.followCheck.checked = True
     point(1, 1, 1)
-    settle(encoded)
+    encoded.settle()
     assert [len(slicer.util.getNodesByClass(f"vtkMRML{k}Node")) for k in ("PlotChart", "Table", "PlotSeries")] == [
         1
     ] * 3
 
 
 def test_questions_wait_for_a_run_and_do_not_touch_it(encoded, monkeypatch):
-    choose(encoded, "similarity")
+    encoded.chooseOverlay("similarity")
     encoded.ui.followCheck.checked = True
-    settle(encoded)
+    encoded.settle()
     sent: list[str] = []
     send = encoded.worker.send
     monkeypatch.setattr(encoded.worker, "send", lambda request: sent.append(request["op"]) or send(request))
@@ -308,7 +287,7 @@ def test_questions_wait_for_a_run_and_do_not_touch_it(encoded, monkeypatch):
         point(i, 2, 2)
     assert sent == ["run"]
     encoded.until(lambda: encoded.idle)
-    settle(encoded)
+    encoded.settle()
     # of the four points the last alone: its overlay and its directions
     assert sent == ["run", "query", "query"]
     assert queries(encoded, "overlay")[-1]["ijk"] == [3, 2, 2]
@@ -318,16 +297,16 @@ def test_questions_wait_for_a_run_and_do_not_touch_it(encoded, monkeypatch):
 
 
 def test_a_worker_that_never_encoded_is_not_asked(encoded):
-    choose(encoded, "similarity")
+    encoded.chooseOverlay("similarity")
     encoded.ui.followCheck.checked = True
-    settle(encoded)
+    encoded.settle()
     # a process that never encoded
     encoded.worker.stop()
     encoded.panel.check()
     encoded.until(lambda: encoded.idle)
     count = len(queries(encoded))
     point(2, 2, 2)
-    settle(encoded)
+    encoded.settle()
     assert len(queries(encoded)) == count
     assert encoded.idle
     assert not encoded.panel.lastError
@@ -345,41 +324,41 @@ def test_a_worker_that_dies_while_it_is_asked_ends_the_questions_alone(opened, m
 
 
 def test_refusal_is_shown_in_the_panel_and_goes_away(encoded):
-    choose(encoded, "similarity")
+    encoded.chooseOverlay("similarity")
     refuse = encoded.panel.attention._refused
     refuse("No scan was encoded yet. Compute its features first.")
     assert encoded.ui.featureNote.text == "No scan was encoded yet. Compute its features first."
     assert encoded.ui.featureNote.isVisibleTo(encoded.widget.parent)
-    choose(encoded, "raw")
+    encoded.chooseOverlay("raw")
     assert not encoded.ui.featureNote.isVisibleTo(encoded.widget.parent)
 
 
 def test_nothing_is_asked_while_hidden_folded_or_of_another_scan(encoded):
-    choose(encoded, "similarity")
+    encoded.chooseOverlay("similarity")
     encoded.ui.followCheck.checked = True
-    settle(encoded)
+    encoded.settle()
     count = len(queries(encoded))
     encoded.widget.exit()
     point(1, 1, 1)
-    settle(encoded)
+    encoded.settle()
     assert len(queries(encoded)) == count
     encoded.widget.enter()
-    settle(encoded)
+    encoded.settle()
     assert queries(encoded, "overlay")[-1]["ijk"] == [1, 1, 1]
     encoded.ui.featuresSection.collapsed = True
     count = len(queries(encoded))
     point(2, 1, 1)
-    settle(encoded)
+    encoded.settle()
     assert len(queries(encoded)) == count
     encoded.ui.featuresSection.collapsed = False
-    settle(encoded)
+    encoded.settle()
     assert queries(encoded, "overlay")[-1]["ijk"] == [2, 1, 1]
     count = len(queries(encoded))
     assert encoded.ui.directionsBox.isVisibleTo(encoded.widget.parent)
     encoded.choose(addSmallScan("other", seed=1))
     assert not encoded.ui.directionsBox.isVisibleTo(encoded.widget.parent)
     point(3, 1, 1)
-    settle(encoded)
+    encoded.settle()
     assert len(queries(encoded)) == count
     assert "Compute features" in encoded.ui.featureNote.text
 
@@ -387,10 +366,10 @@ def test_nothing_is_asked_while_hidden_folded_or_of_another_scan(encoded):
 def test_choices_and_overlays_come_back_with_the_scene_and_a_closed_one_is_forgotten(encoded, tmp_path):
     import slicer
 
-    choose(encoded, "raw")
+    encoded.chooseOverlay("raw")
     encoded.ui.blockBox.value = 2
     encoded.ui.followCheck.checked = True
-    settle(encoded)
+    encoded.settle()
     values = slicer.util.arrayFromVolume(encoded.results()["raw"]).copy()
     file = tmp_path / "scene.mrb"
     assert slicer.util.saveScene(str(file))
@@ -401,7 +380,7 @@ def test_choices_and_overlays_come_back_with_the_scene_and_a_closed_one_is_forgo
     assert not ui.directionsBox.isVisibleTo(encoded.widget.parent)
     point(1, 1, 1)
     slicer.util.loadScene(str(file))
-    settle(encoded)
+    encoded.settle()
     assert ui.featureSelector.itemData(ui.featureSelector.currentIndex) == "raw"
     assert (ui.blockBox.value, ui.followCheck.checked) == (2, True)
     np.testing.assert_array_equal(
@@ -410,7 +389,7 @@ def test_choices_and_overlays_come_back_with_the_scene_and_a_closed_one_is_forgo
     # the worker's memory is of a scene that is gone
     count = len(queries(encoded))
     point(2, 2, 2)
-    settle(encoded)
+    encoded.settle()
     assert len(queries(encoded)) == count
 
 
@@ -435,78 +414,3 @@ def test_the_encoders_settings_are_in_the_panel_and_reach_the_job(opened, tmp_pa
     assert settings.overlays == "all"
     assert settings.dwi
     assert settings.out
-
-
-# --- with the real worker ----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def really(driver: Driver, tmp_path: Path) -> Driver:
-    """After all overlays of a small simulated head by the real worker, with an encoder that learnt nothing."""
-    driver.useRealWorker()
-    driver.panel.open(str(write_small_scan(tmp_path / "scan")))
-    driver.until(lambda: driver.idle, PATIENCE)
-    driver.spin()
-    for name, value in {"encoder": str(write_encoder(tmp_path / "encoder.safetensors")), "overlays": "all"}.items():
-        driver.panel.parameters.set(name, value)
-    driver.panel.showParameters()
-    driver.ui.featuresSection.collapsed = False
-    driver.ui.encodeButton.click()
-    driver.until(lambda: driver.idle, PATIENCE)
-    settle(driver)
-    assert not driver.panel.lastError, driver.ui.messageLabel.text
-    return driver
-
-
-def test_what_is_most_alike_to_the_crosshair_lies_under_it(really, capsys):
-    import slicer
-
-    from DiffusionFMSlicer.inspector import crosshairNode
-    from DiffusionFMSlicer.scene.features import gridOf
-    from DiffusionFMSlicer.scene.geometry import affineOf
-    from DiffusionFMSlicer.scene.views import valueAt
-
-    scan = really.panel.parameters.reference("Scan")
-    choose(really, "similarity")
-    really.ui.followCheck.checked = True
-    settle(really)
-    seconds = []
-    for ijk in ((12, 12, 6), (8, 14, 4), (15, 9, 7)):
-        ras = tuple(float(x) for x in (affineOf(gridOf(scan)) @ [*ijk, 1])[:3])
-        begun = time.monotonic()
-        crosshairNode().SetCrosshairRAS(*ras)
-        really.until(lambda: really.panel.runner.queries._asked is None)
-        seconds.append(time.monotonic() - begun)
-        settle(really)
-        assert not really.ui.featureNote.isVisibleTo(really.widget.parent), really.ui.featureNote.text
-        node = really.results()["similarity"]
-        assert valueAt(node, ras) == slicer.util.arrayFromVolume(node).max() == pytest.approx(1, abs=0.3)
-    with capsys.disabled():
-        print(f"\na crosshair query and its picture, with the panel: {min(seconds) * 1e3:.0f} ms")
-    # outside the brain there is nothing to be like: the panel says so, and goes on at the next place
-    crosshairNode().SetCrosshairRAS(*(float(x) for x in (affineOf(gridOf(scan)) @ [0, 0, 0, 1])[:3]))
-    settle(really)
-    assert "outside the brain" in really.ui.featureNote.text
-    assert not really.panel.lastError
-    crosshairNode().SetCrosshairRAS(*ras)
-    settle(really)
-    assert not really.ui.featureNote.isVisibleTo(really.widget.parent)
-
-
-def test_maps_blocks_and_heads_of_the_real_worker_reach_the_panel(really):
-    from DiffusionFMLib.encoder.checkpoint import load_encoder
-
-    ui = really.ui
-    assert {"pca", "surprise", "influence", "directions", "rollout"} <= set(really.results())
-    shape = load_encoder(Path(really.panel.parameters.get("encoder")), "cpu").network.shape
-    choose(really, "raw")
-    assert (ui.blockBox.maximum, ui.headBox.maximum) == (shape.blocks, shape.heads)
-    ui.blockBox.value = shape.blocks
-    ui.headBox.value = shape.heads
-    settle(really)
-    assert not ui.featureNote.isVisibleTo(really.widget.parent), ui.featureNote.text
-    shown = really.panel.attention._directions
-    assert [len(series.angles) for series in shown.series] == [12]
-    # attention and geometry both add up to 1
-    assert sum(series.beyond.sum() for series in shown.series) == pytest.approx(0, abs=1e-2)
-    assert ui.directionsBox.isVisibleTo(really.widget.parent)

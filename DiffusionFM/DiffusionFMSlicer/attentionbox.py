@@ -73,7 +73,7 @@ class AttentionBox:
         self._point: tuple[float, ...] | None = None
         self._refusal = ""
         for overlay in sorted(OVERLAYS.values(), key=lambda overlay: not overlay.standard):
-            title = overlay.spec.title if overlay.standard else f"{overlay.spec.title} (not tested as stable)"
+            title = overlay.spec.title if overlay.standard else f"{overlay.spec.title} (untested)"
             ui.featureSelector.addItem(title, overlay.spec.name)
         for box in (ui.blockBox, ui.headBox):
             box.specialValueText = "mean of all"
