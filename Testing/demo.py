@@ -112,7 +112,8 @@ def finish(host: Any, panel: Any) -> bool:
 
 def unfold(panel: Any) -> None:
     """Make room for the section of the encoder, which is folded at first."""
-    panel.ui.mapsSection.collapsed = panel.ui.tractsSection.collapsed = True
+    for section in (panel.ui.scanSection, panel.ui.mapsSection, panel.ui.tractsSection):
+        section.collapsed = True
     panel.ui.featuresSection.collapsed = False
 
 

@@ -13,14 +13,13 @@ from worker_client import write_small_scan
 PATIENCE = 120.0
 
 
-@pytest.fixture
-def really(driver: Driver, tmp_path: Path) -> Driver:
-    """After all overlays of a small simulated head by the real worker, with an encoder that learnt nothing."""
+def encode(driver: Driver, folder: Path, overlays: str) -> None:
+    """Compute overlays of a small simulated head by the real worker, with an encoder that learnt nothing."""
     driver.useRealWorker()
-    driver.panel.open(str(write_small_scan(tmp_path / "scan")))
+    driver.panel.open(str(write_small_scan(folder / "scan")))
     driver.until(lambda: driver.idle, PATIENCE)
     driver.spin()
-    for name, value in {"encoder": str(write_encoder(tmp_path / "encoder.safetensors")), "overlays": "all"}.items():
+    for name, value in {"encoder": str(write_encoder(folder / "encoder.safetensors")), "overlays": overlays}.items():
         driver.panel.parameters.set(name, value)
     driver.panel.showParameters()
     driver.ui.featuresSection.collapsed = False
@@ -28,6 +27,12 @@ def really(driver: Driver, tmp_path: Path) -> Driver:
     driver.until(lambda: driver.idle, PATIENCE)
     driver.settle()
     assert not driver.panel.lastError, driver.ui.messageLabel.text
+
+
+@pytest.fixture
+def really(driver: Driver, tmp_path: Path) -> Driver:
+    """After all overlays were computed."""
+    encode(driver, tmp_path, "all")
     return driver
 
 
@@ -83,3 +88,20 @@ def test_maps_blocks_and_heads_of_the_real_worker_reach_the_panel(really):
     # attention and geometry both add up to 1
     assert sum(series.beyond.sum() for series in shown.series) == pytest.approx(0, abs=1e-2)
     assert ui.directionsBox.isVisibleTo(really.widget.parent)
+
+
+def test_without_attention_there_is_no_plot_and_no_crosshair(driver, tmp_path):
+    from DiffusionFMSlicer.inspector import crosshairNode
+
+    encode(driver, tmp_path, "standard")
+    crosshair, ui = crosshairNode(), driver.ui
+    assert crosshair.GetCrosshairMode() == crosshair.NoCrosshair
+    assert list(driver.results()) == ["pca", "surprise"]
+    assert not ui.directionsBox.isVisibleTo(driver.widget.parent)
+    driver.chooseOverlay("raw")
+    assert "set Maps to all" in ui.featureNote.text
+    # the crosshair shows what the similarity is to
+    driver.chooseOverlay("similarity")
+    assert not ui.featureNote.isVisibleTo(driver.widget.parent), ui.featureNote.text
+    assert crosshair.GetCrosshairMode() != crosshair.NoCrosshair
+    assert any(crosshair.GetCrosshairRAS())

@@ -187,11 +187,12 @@ class AttentionBox:
         if not known.learnt:
             self._ask({"what": "encoding"}, lambda answer: self._learn(known, answer))
             return
-        grid = features.gridOf(scan)
-        ras = features.point(grid) if grid is not None else None
+        overlay, grid = self._overlay(), features.gridOf(scan)
+        isOfPoint = overlay.of_point or DIRECTIONS in known.overlays
+        ras = features.point(grid) if isOfPoint and grid is not None else None
         ijk = views.voxelAt(grid, ras) if ras is not None else None
         self._point = ras
-        overlay, body = self._overlay(), {"ijk": list(ijk) if ijk is not None else None, **self._of()}
+        body = {"ijk": list(ijk) if ijk is not None else None, **self._of()}
         isWanted = ijk is not None if overlay.of_point else overlay.of_head and not moved
         if isWanted and overlay.spec.name in known.overlays:
             asked = {"what": "overlay", "overlay": overlay.spec.name, **body}
