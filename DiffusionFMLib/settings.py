@@ -151,7 +151,7 @@ class ComputeSettings(ScanSettings):
     device: str = option("auto", "Where to compute.", choices=("auto", "cpu", "cuda"))
     seed: int = option(0, "Seed of everything random.", minimum=0, maximum=2**31 - 1, advanced=True)
     memory_mib: int = option(
-        512,
+        2048,
         "Working memory of voxel-wise fits and of the encoder, beyond the scan itself.",
         minimum=16,
         maximum=1 << 20,

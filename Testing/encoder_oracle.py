@@ -52,15 +52,24 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, distances: np.ndarray, layo
 
 
 def plain_encoder(
-    weights: dict[str, Tensor], patches: Tensor, positions: Tensor, gtab: GradientTable, shape: EncoderShape
+    weights: dict[str, Tensor],
+    patches: Tensor,
+    positions: Tensor,
+    gtab: GradientTable,
+    shape: EncoderShape,
+    hidden: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Tokens, shape (T, S, C), and class token, shape (C,), of one slab, straight from a state dictionary."""
+    """Tokens, shape (T, S, C), and class token, shape (C,), of one slab, straight from a state dictionary.
+
+    Tokens that are `hidden`, shape (T, S), are never there.
+    """
+    seen = torch.ones(patches.shape[:2], dtype=torch.bool) if hidden is None else ~hidden
     w = {name: tensor.double() for name, tensor in weights.items()}
     x = patches.double() @ w["patch_mlp.weight"].T + w["patch_mlp.bias"]
     x = x + _plain_embedding(w, positions.double(), gtab, shape)
     cls = w["cls_token"][0, 0]
     for number in range(shape.blocks):
-        x, cls = _plain_block(w, f"blocks.{number}.", x, cls, gtab, shape)
+        x, cls = _plain_block(w, f"blocks.{number}.", x, cls, gtab, shape, seen)
     return _norm(w, "ln", x), _norm(w, "ln", cls)
 
 
@@ -78,7 +87,8 @@ def plain_decoder(
     x, cls = (value @ w["decoder_embed.weight"].T + w["decoder_embed.bias"] for value in (tokens, cls))
     x = x + _plain_embedding(w, positions.double(), gtab, shape)
     for number in range(shape.decoder_blocks):
-        x, cls = _plain_block(w, f"decoder_blocks.{number}.", x, cls, gtab, shape)
+        everything = torch.ones(x.shape[:2], dtype=torch.bool)
+        x, cls = _plain_block(w, f"decoder_blocks.{number}.", x, cls, gtab, shape, everything)
     rows = _norm(w, "ln2", x) @ w["decoder_pred.0.weight"].T + w["decoder_pred.0.bias"]
     p, q, r = shape.patch
     signal = torch.zeros(len(rows), 1, grid[0] * p, grid[1] * q, grid[2] * r, dtype=torch.float64)
@@ -114,20 +124,22 @@ def _plain_embedding(w: dict[str, Tensor], positions: Tensor, gtab: GradientTabl
 
 
 def _plain_block(
-    w: dict[str, Tensor], at: str, x: Tensor, cls: Tensor, gtab: GradientTable, shape: EncoderShape
+    w: dict[str, Tensor], at: str, x: Tensor, cls: Tensor, gtab: GradientTable, shape: EncoderShape, seen: Tensor
 ) -> tuple[Tensor, Tensor]:
     """One block, a place and then a direction at a time."""
     x = x.clone()
     for place in range(x.shape[1]):
-        own = x[:, place]
-        own = own + _plain_heads(w, f"{at}attn_diffusion", _norm(w, f"{at}norm1_diffusion", own), gtab, shape)
-        x[:, place] = own + _perceptron(w, f"{at}mlp_diffusion", _norm(w, f"{at}norm2_diffusion", own))
+        here = seen[:, place]
+        own, those = x[here, place], gtab.subset(here.numpy())
+        own = own + _plain_heads(w, f"{at}attn_diffusion", _norm(w, f"{at}norm1_diffusion", own), those, shape)
+        x[here, place] = own + _perceptron(w, f"{at}mlp_diffusion", _norm(w, f"{at}norm2_diffusion", own))
     told = []
     for direction in range(len(x)):
-        rows = torch.cat([cls[None], x[direction]])
+        here = seen[direction]
+        rows = torch.cat([cls[None], x[direction, here]])
         rows = rows + _plain_heads(w, f"{at}attn_space", _norm(w, f"{at}norm1_space", rows), None, shape)
         told.append(rows[0])
-        x[direction] = rows[1:] + _perceptron(w, f"{at}mlp_space", _norm(w, f"{at}norm2_space", rows[1:]))
+        x[direction, here] = rows[1:] + _perceptron(w, f"{at}mlp_space", _norm(w, f"{at}norm2_space", rows[1:]))
     cls = torch.stack(told).mean(0)
     return x, cls + _perceptron(w, f"{at}mlp_space", _norm(w, f"{at}norm2_space", cls))
 

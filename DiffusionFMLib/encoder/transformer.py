@@ -39,6 +39,41 @@ class Encoded:
     cls: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class Visible:
+    """Which tokens are seen, so that others take no time: of each direction as many as of that with most.
+
+    Parameters
+    ----------
+    hidden : Tensor, shape (B, T, S), bool
+    where : Tensor, shape (B, T, V), int64
+        Places that are computed.
+    padding : Tensor, shape (B, T, V), bool, or None
+        Those of them that are hidden too; None if there are none.
+    """
+
+    hidden: Tensor
+    where: Tensor
+    padding: Tensor | None
+
+    @classmethod
+    def of(cls, hidden: Tensor) -> Visible:
+        """All that is not hidden."""
+        count = max(1, int((~hidden).sum(-1).max()))
+        where = hidden.to(torch.uint8).argsort(dim=-1, stable=True)[..., :count]
+        padding = hidden.gather(-1, where)
+        return cls(hidden, where, padding if bool(padding.any()) else None)
+
+    def taken(self, x: Tensor) -> Tensor:
+        """Tokens of all places, shape (B, T, S, C), where they are computed, (B, T, V, C)."""
+        return x.gather(2, self.where[..., None].expand(-1, -1, -1, x.shape[-1]))
+
+    def put(self, x: Tensor) -> Tensor:
+        """The inverse; 0 at all other places."""
+        full = x.new_zeros(*self.hidden.shape, x.shape[-1])
+        return full.scatter(2, self.where[..., None].expand_as(x), x)
+
+
 class DiffusionTransformer(nn.Module):
     """Encoder, and the decoder that it is trained with.
 
@@ -107,10 +142,14 @@ class DiffusionTransformer(nn.Module):
             Tokens that no other sees. What becomes of them is not to be used.
         """
         x = self.tokens(patches, positions, protocols)
+        visible = None if hidden is None else Visible.of(hidden)
+        if visible is not None:
+            x = visible.taken(x)
         cls = self.cls_token[0].expand(len(x), -1)
         for block in self.blocks:
-            x, cls = block(x, cls, protocols, hidden)
-        return Encoded(self.ln(x), self.ln(cls))
+            x, cls = block(x, cls, protocols, visible)
+        x = self.ln(x)
+        return Encoded(x if visible is None else visible.put(x), self.ln(cls))
 
     @torch.no_grad()
     def encode(self, patches: Tensor, positions: Tensor, protocol: EncoderProtocol, tokens_at_once: int) -> Encoded:
@@ -171,10 +210,10 @@ class Block(nn.Module):
         self.mlp_diffusion, self.mlp_space = Perceptron(width, mlp), Perceptron(width, mlp)
 
     def forward(
-        self, x: Tensor, cls: Tensor, protocols: Sequence[EncoderProtocol], hidden: Tensor | None = None
+        self, x: Tensor, cls: Tensor, protocols: Sequence[EncoderProtocol], visible: Visible | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Tokens, shape (B, T, S, C), and class tokens, shape (B, C)."""
-        x, told = self.over_places(self.over_directions(x, protocols, hidden), cls, hidden)
+        """Tokens, shape (B, T, S, C), of those that are visible, and class tokens, shape (B, C)."""
+        x, told = self.over_places(self.over_directions(x, protocols, visible), cls, visible)
         return x, self.after_mean(told.mean(1))
 
     def in_pieces(self, x: Tensor, cls: Tensor, protocol: EncoderProtocol, tokens_at_once: int) -> Tensor:
@@ -191,15 +230,18 @@ class Block(nn.Module):
             told.append(each)
         return self.after_mean(torch.cat(told, 1).mean(1))
 
-    def over_directions(self, x: Tensor, protocols: Sequence[EncoderProtocol], hidden: Tensor | None = None) -> Tensor:
+    def over_directions(
+        self, x: Tensor, protocols: Sequence[EncoderProtocol], visible: Visible | None = None
+    ) -> Tensor:
         """The first half."""
-        x = x + self.attn_diffusion.over_directions(self.norm1_diffusion(x), protocols, hidden)
+        x = x + self.attn_diffusion.over_directions(self.norm1_diffusion(x), protocols, visible)
         return x + self.mlp_diffusion(self.norm2_diffusion(x))
 
-    def over_places(self, x: Tensor, cls: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def over_places(self, x: Tensor, cls: Tensor, visible: Visible | None = None) -> tuple[Tensor, Tensor]:
         """The second half; the class token sees each direction apart, shape (B, T, C)."""
         rows = with_class(x, cls)
-        rows = rows + self.attn_space.over_places(self.norm1_space(rows), hidden)
+        padding = None if visible is None else visible.padding
+        rows = rows + self.attn_space.over_places(self.norm1_space(rows), padding)
         told, x = rows[:, :, 0], rows[:, :, 1:]
         return x + self.mlp_space(self.norm2_space(x)), told
 
@@ -219,7 +261,10 @@ class Attention(nn.Module):
 
     def projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, shape (..., H, d), of tokens, shape (..., C)."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        return self._parts(self.qkv(x))
+
+    def _parts(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(-3)
         return q, k, v
 
     def to_directions(self, x: Tensor, protocol: EncoderProtocol) -> Tensor:
@@ -234,24 +279,31 @@ class Attention(nn.Module):
         q, k, _ = (part[0].transpose(1, 2) for part in self.projected(x))
         return (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
 
-    def over_directions(self, x: Tensor, protocols: Sequence[EncoderProtocol], hidden: Tensor | None = None) -> Tensor:
+    def over_directions(
+        self, x: Tensor, protocols: Sequence[EncoderProtocol], visible: Visible | None = None
+    ) -> Tensor:
         """Each place attends over the directions; shape (B, T, S, C)."""
-        q, k, v = (part.permute(0, 2, 3, 1, 4) for part in self.projected(x))
+        qkv, hidden = self.qkv(x), None
+        if visible is not None:
+            # other places are seen in other directions
+            qkv, hidden = visible.put(qkv), visible.hidden.transpose(1, 2)
+        q, k, v = (part.permute(0, 2, 3, 1, 4) for part in self._parts(qkv))
         tables = [protocol.tables for protocol in protocols if protocol.tables is not None]
         if not tables:
-            seen = None if hidden is None else ~hidden.transpose(1, 2)[:, :, None, None]
+            seen = None if hidden is None else ~hidden[:, :, None, None]
             out = functional.scaled_dot_product_attention(q, k, v, seen)
         else:
-            unseen = [None] * len(tables) if hidden is None else hidden.transpose(1, 2)
+            unseen = [None] * len(tables) if hidden is None else hidden
             each = [rotary_attention(*sample) for sample in zip(q, k, v, tables, unseen, strict=True)]
             out = torch.stack(each) if len(each) > 1 else each[0][None]
-        return self.out_proj(out.permute(0, 3, 1, 2, 4).flatten(-2))
+        tokens = out.permute(0, 3, 1, 2, 4).flatten(-2)
+        return self.out_proj(tokens if visible is None else visible.taken(tokens))
 
-    def over_places(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
+    def over_places(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         """Class token and places attend to each other within a direction; shape (B, T, 1 + S, C)."""
         q, k, v = (part.flatten(0, 1).transpose(1, 2) for part in self.projected(x))
         # the class token is always seen
-        seen = None if hidden is None else ~functional.pad(hidden, (1, 0)).flatten(0, 1)[:, None, None]
+        seen = None if padding is None else ~functional.pad(padding, (1, 0)).flatten(0, 1)[:, None, None]
         out = functional.scaled_dot_product_attention(q, k, v, seen)
         return self.out_proj(out.transpose(1, 2).flatten(-2).unflatten(0, x.shape[:2]))
 
