@@ -85,18 +85,24 @@ class DiffusionFMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Show the present state of the scene, and values under the mouse; see `ScriptedLoadableModuleWidget`."""
         self.panel.setParameters(self.logic.parameters())
         self._followMouse(True)
+        self.panel.attention.setActive(True)
 
     def exit(self) -> None:
         """Follow the mouse no longer; see `ScriptedLoadableModuleWidget`."""
         self._followMouse(False)
+        self.panel.attention.setActive(False)
 
     def _followMouse(self, follow: bool) -> None:
         from DiffusionFMSlicer.inspector import crosshairNode
 
-        crosshair, event = crosshairNode(), slicer.vtkMRMLCrosshairNode.CursorPositionModifiedEvent
-        if crosshair is None or follow == self.hasObserver(crosshair, event, self.onCursorMoved):
-            return
-        (self.addObserver if follow else self.removeObserver)(crosshair, event, self.onCursorMoved)
+        crosshair = crosshairNode()
+        events = {
+            slicer.vtkMRMLCrosshairNode.CursorPositionModifiedEvent: self.onCursorMoved,
+            vtk.vtkCommand.ModifiedEvent: self.onCrosshairMoved,
+        }
+        for event, callback in events.items():
+            if crosshair is not None and follow != self.hasObserver(crosshair, event, callback):
+                (self.addObserver if follow else self.removeObserver)(crosshair, event, callback)
 
     def cleanup(self) -> None:
         """End the worker: the module is reloaded, or Slicer quits; see `ScriptedLoadableModuleWidget`."""
@@ -122,6 +128,10 @@ class DiffusionFMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onCursorMoved(self, caller=None, event=None) -> None:
         """Show the values under the mouse."""
         self.panel.showValues()
+
+    def onCrosshairMoved(self, caller=None, event=None) -> None:
+        """Ask for overlays at the new point."""
+        self.panel.attention.pointMoved()
 
     def onSceneStartClose(self, caller=None, event=None) -> None:
         """Cancel what runs: the scene that it belongs to goes away."""

@@ -28,7 +28,8 @@ class MapSpec:
     window : tuple of float
         Lowest and highest value shown.
     colors : str
-        Colour map: ``grey``, ``viridis``, ``inferno``, ``labels``; ``rgb`` for directions.
+        Colour map: ``grey``, ``viridis``, ``inferno``, ``labels``; ``rgb`` for three components, 0..1, that are red,
+        green and blue themselves; ``direction`` for unit vectors.
     components : tuple of str
         Names of the last axis of a 4-D map; empty for a scalar map.
     """

@@ -1,4 +1,4 @@
-"""The main job in the embedded Slicer core: opens a scan, presses Apply, and shows the maps and tracts.
+"""The main job in the embedded Slicer core: opens a scan, presses Apply, and shows maps, tracts and learned features.
 
 ``python Testing/demo.py --out demo`` simulates a whole-brain scan first; ``--dwi PATH`` takes yours. Where there is a
 display its window stays open, else it writes ``screenshot.png``. Where the viewers cannot be installed it does the
@@ -68,8 +68,12 @@ def show(dwi: str, out: Path, headless: bool) -> int:
     panel.ui.applyButton.click()
     if not finish(host, panel):
         return 2
+    unfold(panel)
+    panel.ui.encodeButton.click()
+    if not finish(host, panel):
+        return 2
     arrange(panel)
-    print(f"Done in {time.monotonic() - begun:.0f} s: maps and tracts are in {out / 'maps'}")
+    print(f"Done in {time.monotonic() - begun:.0f} s: maps, tracts and features are in {out / 'maps'}")
     if not headless and host.hasUsableDisplay():
         return host.run()
     picture = host.screenshot(out / "screenshot.png")
@@ -104,6 +108,13 @@ def finish(host: Any, panel: Any) -> bool:
         print(panel.ui.messageLabel.text or "The run took too long.", file=sys.stderr)
         return False
     return True
+
+
+def unfold(panel: Any) -> None:
+    """Make room for the section of the encoder, which is folded at first."""
+    for section in (panel.ui.scanSection, panel.ui.mapsSection, panel.ui.tractsSection):
+        section.collapsed = True
+    panel.ui.featuresSection.collapsed = False
 
 
 def arrange(panel: Any) -> None:

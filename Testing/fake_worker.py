@@ -5,6 +5,7 @@ Run as ``python fake_worker.py MODE``; the modes are the functions below.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
@@ -16,7 +17,10 @@ from typing import Any
 
 import numpy as np
 
+SIZE = {"blocks": 3, "heads": 4}
+
 cancelled = threading.Event()
+encoded: dict[str, Any] = {}
 
 
 def emit(event: str, id: str, **values: Any) -> None:
@@ -46,6 +50,9 @@ def scan_of(request: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
 def ok(request: dict[str, Any]) -> None:
     """Gives back the scan's first volumes as maps, and a streamline along its first axis."""
     progress(request["id"], 0.5)
+    if request["job"] == "encode":
+        encode(request)
+        return
     if request["job"] != "info":
         maps(request)
     quality = {"facts": "measured", "light": "amber", "findings": ["Two slices <lost> signal."]}
@@ -71,6 +78,59 @@ def maps(request: dict[str, Any]) -> None:
         path = Path(request["arrays"]) / "tracts.npz"
         np.savez(path, points=points, offsets=np.array([0, 5]), fa=np.full(5, 0.5, np.float32))
         emit("artifact", request["id"], path="t.trx", role="tracts", name="tracts", title="Tracts", array=str(path))
+
+
+def encode(request: dict[str, Any]) -> None:
+    """The scan's first volumes as feature colours and a heat map, which are remembered."""
+    signal, affine = scan_of(request)
+    values = signal[..., 1].astype(np.float32)
+    artifact(
+        request,
+        "pca",
+        signal[..., 1:4].astype(np.float32),
+        affine,
+        title="Feature colours",
+        colors="rgb",
+        method="encoder",
+    )
+    artifact(request, "surprise", values, affine, title="Surprise", colors="inferno", method="encoder")
+    encoded["values"], encoded["affine"] = values, affine
+    header = json.loads(Path(request["settings"]["dwi"]).with_suffix(".json").read_text())
+    encoded["bvals"], encoded["bvecs"] = header["bvals"], header["bvecs"]
+    emit("result", request["id"], data={"name": "scan", "overlays": ["pca", "surprise"], **SIZE})
+    emit("finished", request["id"], seconds=0.1)
+
+
+def query(request: dict[str, Any]) -> None:
+    """Answers from what the last encoding left, on every other voxel, and logs what it was asked."""
+    id, what = request["id"], request["what"]
+    print(json.dumps({"query": request}), file=sys.stderr, flush=True)
+    time.sleep(float(os.environ.get("FAKE_WORKER_DELAY", "0")))
+    if what == "encoding":
+        data = {"encoded": bool(encoded), "overlays": ["similarity", "directions", "raw"], **SIZE}
+    elif not encoded:
+        emit("failed", id, code="input", message="No scan was encoded yet.", hint="Compute its features first.")
+        return
+    elif what == "overlay":
+        i, j, k = request["ijk"]
+        values = encoded["values"][::2, ::2, ::2]
+        grid = encoded["affine"] @ np.diag([2.0, 2, 2, 1])
+        # tells in the picture what it was asked about
+        values = np.full_like(values, i + 10 * j + 100 * k + 1000 * (request["block"] or 0) + 0.5)
+        data = {
+            "overlay": request["overlay"], "shape": list(values.shape[::-1]), "affine": grid.tolist(),
+            "values": base64.b64encode(values.astype("<f4").tobytes()).decode(), "window": [0.0, 1000.0],
+        }  # fmt: skip
+    else:
+        n = len(encoded["bvals"])
+        attention = np.full(n, 1 / n)
+        attention[[1, 2]] += (0.5 / n, -0.5 / n)
+        data = {
+            "bvals": encoded["bvals"], "bvecs": encoded["bvecs"],
+            "attention": attention.tolist(), "geometry": [1 / n] * n,
+        }  # fmt: skip
+    emit("result", id, data=data)
+    emit("finished", id, seconds=0.01)
 
 
 def slow(request: dict[str, Any]) -> None:
@@ -135,6 +195,9 @@ def listen(mode: Any) -> None:
         with ready:
             ready.wait_for(lambda: waiting)
             request = waiting.pop(0)
+        if request["op"] == "query":
+            query(request)
+            continue
         cancelled.clear()
         emit("started", request["id"], device="cpu", pid=os.getpid())
         mode(request)

@@ -134,6 +134,19 @@ class Driver:
         self.until(lambda: self.idle, seconds)
         self.spin(0.15)
 
+    def chooseOverlay(self, name: str) -> None:
+        """Choose among features and attention, and wait for the worker's answer."""
+        self.ui.featureSelector.currentIndex = self.ui.featureSelector.findData(name)
+        self.settle()
+
+    def settle(self) -> None:
+        """Let the panel hear of what changed, ask the worker, and be answered."""
+        queries = self.panel.runner.queries
+        self.spin(0.05)
+        self.until(lambda: self.idle and queries._asked is None and not queries._waiting)
+        # the log comes on a way of its own
+        self.spin(0.05)
+
     def results(self) -> dict[str, Any]:
         """Result nodes by map name."""
         from DiffusionFMSlicer.scene.results import NAME, resultNodes

@@ -22,7 +22,7 @@ from DiffusionFMLib.maps import STATUS, MapSpec, ParameterMap, standard_deviatio
 
 AFFINE = affine_of(AXES["oblique left-handed"])
 FA = MapSpec("fa", "FA", "", "Fractional anisotropy.", (0.0, 1.0))
-V1 = MapSpec("v1", "V1", "", "Principal direction.", (-1.0, 1.0), "rgb", ("x", "y", "z"))
+V1 = MapSpec("v1", "V1", "", "Principal direction.", (-1.0, 1.0), "direction", ("x", "y", "z"))
 KEY = "0" * 64
 
 

@@ -11,7 +11,7 @@ from DiffusionFMLib.errors import DiffusionFMError
 from DiffusionFMLib.events import Progress
 from DiffusionFMLib.physics import MODELS, TRACKED
 from DiffusionFMLib.settings import FitSettings
-from DiffusionFMSlicer import inspector, resultlist
+from DiffusionFMSlicer import attentionbox, inspector, resultlist
 from DiffusionFMSlicer.dependencies import ensurePackages
 from DiffusionFMSlicer.form import Form, label
 from DiffusionFMSlicer.listener import Outcome, State
@@ -22,6 +22,7 @@ from DiffusionFMSlicer.parameters import (
     SEED_MASK,
     Parameters,
     advancedFields,
+    encodeFields,
     tractFields,
 )
 from DiffusionFMSlicer.presenter import Presenter
@@ -32,7 +33,8 @@ from DiffusionFMSlicer.scene.results import NAME
 
 _UI_SETTINGS = {
     "bval": "bvalEdit", "bvec": "bvecEdit", "model": "modelSelector", "method": "methodSelector", "out": "outEdit",
-    "device": "deviceSelector", "tracts": "tractsCheck", "tubes": "tubesCheck",
+    "device": "deviceSelector", "tracts": "tractsCheck", "tubes": "tubesCheck", "feature": "featureSelector",
+    "block": "blockBox", "head": "headBox", "follow": "followCheck",
 }  # fmt: skip
 
 
@@ -60,11 +62,14 @@ class Panel:
         self._warning = ""
         self._updating = False
         self.presenter = Presenter(lambda: self.parameters.reference(SCAN), lambda: ui.opacitySlider.value)
+        # its lists are filled before they are bound
+        self.attention = attentionbox.AttentionBox(ui, self, self.runner.queries)
         self.form = Form(self._onEdited)
         for name, widget in _UI_SETTINGS.items():
             self.form.bind(name, getattr(ui, widget))
         self.form.addRows(ui.advancedForm, advancedFields(FitSettings))
         self.form.addRows(ui.tractsForm, tractFields())
+        self.form.addRows(ui.featuresForm, encodeFields())
         self.scanBox = ScanBox(ui, self)
         self.results = resultlist.ResultList(ui, resources / "Icons", self.showValues)
         for role, selector in self._selectors().items():
@@ -89,6 +94,7 @@ class Panel:
         """Another scene is there: show its parameters and results."""
         self.scanBox.forget()
         self.presenter.forget()
+        self.attention.forget()
         self.ui.progressBar.value = 0
         self.ui.progressBar.format = ""
         self._clearMessages()
@@ -121,6 +127,7 @@ class Panel:
         self.ui.openButton.enabled = idle
         self.ui.compareButton.visible = bool(self.presenter.comparison())
         self.results.refresh()
+        self.attention.refresh(self._whyNotAtAll(scan, gradients), idle)
 
     def _selectors(self) -> dict[str, Any]:
         return {SCAN: self.ui.scanSelector, MASK: self.ui.maskSelector, SEED_MASK: self.ui.seedSelector}
@@ -140,6 +147,8 @@ class Panel:
             self.presenter.showTubes(value)
         if name in ("bval", "bvec"):
             self.scanBox.forgetScan(self.parameters.reference(SCAN))
+        if name in attentionbox.CHOICES:
+            self.attention.edited(name)
         self.refresh()
 
     def _onNodeChosen(self, role: str) -> None:
@@ -180,13 +189,20 @@ class Panel:
             PANEL["tracts"].metadata["help"] if tracked else "Tracts follow the tensor model."
         )
 
-    def _whyNot(self, scan: Any, gradients: inputs.Gradients | None) -> str:
+    def _whyNotAtAll(self, scan: Any, gradients: inputs.Gradients | None) -> str:
+        """Why nothing can be computed of a scan; empty if something can."""
         if scan is None:
             return "Choose or open a scan first."
         if not inputs.isScan(scan):
             return f"{scan.GetName()} is not a diffusion scan: it holds a single volume, or none."
         if gradients is None and not (self.parameters.get("bval") and self.parameters.get("bvec")):
             return "Give the bval and bvec files of this scan."
+        return ""
+
+    def _whyNot(self, scan: Any, gradients: inputs.Gradients | None) -> str:
+        """Why the chosen model cannot be fitted to a scan; empty if it can."""
+        if problem := self._whyNotAtAll(scan, gradients):
+            return problem
         reasons = self.scanBox.unsupported(gradients).get(self.parameters.get("model"), {})
         reason = reasons.get(self.parameters.get("method"))
         able = [label(method) for method, problem in reasons.items() if not problem]
@@ -204,6 +220,12 @@ class Panel:
                 p.reference(SCAN), p.settings, p.reference(MASK), p.reference(SEED_MASK) if p.get("tracts") else None
             )
         )
+
+    def encode(self) -> None:
+        """Compute the encoder's features."""
+        self._clearMessages()
+        p = self.parameters
+        self._begin(lambda: self.runner.apply(p.reference(SCAN), p.encodeSettings, p.reference(MASK)))
 
     def open(self, path: str, series: str = "") -> None:
         """Open a scan from a file or a DICOM folder."""
@@ -261,10 +283,13 @@ class Panel:
             self.showParameters()
             return
         self.presenter.resultCame(node, tubes=self.parameters.get("tubes"))
+        self.attention.resultCame(node)
         self.results.refresh()
 
     def onAnswer(self, job: str, scan: Any, answer: dict[str, Any]) -> None:
         """See `Listener`."""
+        if job == "encode":
+            self.attention.encoded(scan)
         quality = answer.get("quality")
         self.scanBox.setQuality(scan, quality, answer.get("methods"))
         if quality and quality["light"] != "green" and quality["findings"]:

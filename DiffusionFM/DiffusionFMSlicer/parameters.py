@@ -8,11 +8,14 @@ from __future__ import annotations
 import contextlib
 import json
 from dataclasses import Field, dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from DiffusionFMLib.errors import SettingsError
+from DiffusionFMLib.overlays.kinds import OVERLAYS
 from DiffusionFMLib.physics import TRACKED
-from DiffusionFMLib.settings import FitSettings, Settings, TrackSettings, option
+from DiffusionFMLib.settings import ComputeSettings, EncodeSettings, FitSettings, Settings, TrackSettings, option
+
+S = TypeVar("S", bound=Settings)
 
 SCAN, MASK, SEED_MASK = "Scan", "Mask", "SeedMask"
 """Roles of the node references."""
@@ -22,11 +25,22 @@ FROM_SCENE = ("dwi", "mask", "seed_mask", "t1w", "series")
 
 
 @dataclass(frozen=True)
-class PanelSettings(TrackSettings):
-    """Everything the panel offers: the largest job's settings, and what only a viewer needs."""
+class PanelSettings(TrackSettings, EncodeSettings):
+    """Everything the panel offers: its jobs' settings, and what only a viewer needs."""
 
     tracts: bool = option(False, "Also compute streamlines.")
     tubes: bool = option(False, "Show a part of the streamlines as tubes: slower to turn.")
+    feature: str = option(
+        next(iter(OVERLAYS)),
+        "What to lay over the slices; those to be trusted most come first.",
+        choices=tuple(OVERLAYS),
+    )
+    block: int = option(0, "Which block of the encoder; 0 is the mean of all.", minimum=0, maximum=99)
+    head: int = option(0, "Which attention head; 0 is the mean of all.", minimum=0, maximum=99)
+    follow: bool = option(
+        False,
+        "Ask again wherever the crosshair goes: hold Shift and move the mouse in a slice.",
+    )
 
 
 PANEL: dict[str, Field[Any]] = {f.name: f for f in fields(PanelSettings)}
@@ -83,6 +97,13 @@ class Parameters:
             Paths of what the module exported, by the setting's name.
         """
         kind = TrackSettings if self.get("tracts") and self.get("model") in TRACKED else FitSettings
+        return self._settings(kind, inputs)
+
+    def encodeSettings(self, **inputs: str) -> EncodeSettings:
+        """Settings of the encoder's job; `inputs` as in `settings`."""
+        return self._settings(EncodeSettings, inputs)
+
+    def _settings(self, kind: type[S], inputs: dict[str, str]) -> S:
         values = {f.name: self.get(f.name) for f in fields(kind) if f.name not in FROM_SCENE}
         return kind.from_dict({**values, **inputs})
 
@@ -94,5 +115,14 @@ def advancedFields(kind: type[Settings]) -> list[Field[Any]]:
 
 def tractFields() -> list[Field[Any]]:
     """Settings that only tracking has."""
-    known = {f.name for f in fields(FitSettings)}
-    return [f for f in fields(TrackSettings) if f.name not in known and f.name not in FROM_SCENE]
+    return _beyond(TrackSettings, FitSettings)
+
+
+def encodeFields() -> list[Field[Any]]:
+    """Settings that only the encoder has."""
+    return _beyond(EncodeSettings, ComputeSettings)
+
+
+def _beyond(kind: type[Settings], base: type[Settings]) -> list[Field[Any]]:
+    known = {f.name for f in fields(base)}
+    return [f for f in fields(kind) if f.name not in known and f.name not in FROM_SCENE]

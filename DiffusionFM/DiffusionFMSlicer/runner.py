@@ -29,13 +29,14 @@ from DiffusionFMLib.events import (
     Started,
     Warned,
 )
-from DiffusionFMLib.settings import FitSettings, ScanSettings, TrackSettings
+from DiffusionFMLib.settings import JOBS, ComputeSettings, FitSettings, ScanSettings
 from DiffusionFMSlicer.jobfolder import createJobFolder, removeJobFolder
 from DiffusionFMSlicer.listener import Listener, Outcome, State
 from DiffusionFMSlicer.process import WorkerProcess
+from DiffusionFMSlicer.queries import Queries
 from DiffusionFMSlicer.scene import inputs, results
 from DiffusionFMSlicer.scene.geometry import makeImage
-from DiffusionFMSlicer.scene.results import RunLabel
+from DiffusionFMSlicer.scene.results import FEATURES, RunLabel
 
 STEP_MS = 5
 """Pause between two steps of bringing results into the scene: the viewers draw in it."""
@@ -95,6 +96,7 @@ class Runner:
     ) -> None:
         self.state = State.IDLE
         self.worker = worker(self._onEvent, self._onExit)
+        self.queries = Queries(self.worker, lambda: self.state is State.IDLE, schedule)
         self._listener = listener
         self._schedule = schedule
         self._request: _Request | None = None
@@ -105,8 +107,10 @@ class Runner:
 
     # --- what the panel asks for ------------------------------------------------------------------------------
 
-    def apply(self, scan: Any, settings: Callable[..., FitSettings], mask: Any = None, seedMask: Any = None) -> None:
-        """Fit, and track if the settings say so.
+    def apply(
+        self, scan: Any, settings: Callable[..., ComputeSettings], mask: Any = None, seedMask: Any = None
+    ) -> None:
+        """Run the job that the settings are of: fit, track or encode.
 
         Parameters
         ----------
@@ -120,7 +124,7 @@ class Runner:
         DiffusionFMError
             If the scan or a mask cannot be exported, or the worker not be started.
         """
-        request = _Request("fit", createJobFolder())
+        request = _Request("", createJobFolder())
         with self._starting(request):
             paths = self._scanPaths(scan, request.folder)
             if mask is not None:
@@ -130,8 +134,9 @@ class Runner:
             complete = settings(**paths)
             if not complete.out:
                 complete = settings(**paths, out=str(request.folder / "out"))
-            request.job = "track" if isinstance(complete, TrackSettings) else "fit"
-            request.label = RunLabel(scan, scan.GetName(), complete.model, complete.method)
+            request.job = next(job for job, kind in JOBS.items() if type(complete) is kind)
+            kind = (complete.model, complete.method) if isinstance(complete, FitSettings) else FEATURES
+            request.label = RunLabel(scan, scan.GetName(), *kind)
             self._send(request, complete, arrays=True)
 
     def open(self, source: dict[str, str]) -> None:
@@ -163,6 +168,7 @@ class Runner:
 
     def abandon(self) -> None:
         """Cancel, and drop whatever still comes: the scene that it belongs to goes away."""
+        self.queries.forget()
         if self._request is None:
             return
         self._request.wanted = False
@@ -186,6 +192,7 @@ class Runner:
     def poll(self) -> None:
         """Take in what the worker said; called by a timer."""
         self.worker.poll()
+        self.queries.pump()
 
     # --- requests ---------------------------------------------------------------------------------------------
 
@@ -239,6 +246,8 @@ class Runner:
     # --- events -----------------------------------------------------------------------------------------------
 
     def _onEvent(self, event: Event) -> None:
+        if self.queries.take(event):
+            return
         request = self._request
         if request is None or event.id != request.id:
             return

@@ -36,7 +36,8 @@ SCALAR_MAPS = (
 )
 
 OTHER_MAPS = (
-    MapSpec("v1", "V1", "", "Main direction, a unit vector in scanner RAS.", (0.0, 1.0), "rgb", ("x", "y", "z")),
+    MapSpec("v1", "V1", "", "Main direction, a unit vector in scanner RAS.", (0.0, 1.0), "direction",
+            ("x", "y", "z")),
     MapSpec("colorfa", "Colour FA", "", "Main direction as colour: red left-right, green front-back, blue up-down.",
             (0.0, 1.0), "rgb", ("r", "g", "b")),
     MapSpec("tensor", "Tensor", "mm2/s", "Diffusion tensor in scanner RAS.", (-3e-3, 3e-3), "grey",

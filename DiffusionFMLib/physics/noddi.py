@@ -61,7 +61,7 @@ class NODDI(SignalModel):
                 (0.0, 1.0), "inferno"),
         MapSpec("fwf", "FWF", "", "Free water fraction: share of the signal from free water.", (0.0, 1.0)),
         MapSpec("v1", "V1", "", "Mean direction of the neurites, a unit vector in scanner RAS.",
-                (0.0, 1.0), "rgb", ("x", "y", "z")),
+                (0.0, 1.0), "direction", ("x", "y", "z")),
         MapSpec("s0", "S0", "", "Signal without diffusion weighting, in the scan's units.", (0.0, 0.0)),
     )  # fmt: skip
     methods: ClassVar = ("map", "nlls", "prior")

@@ -24,9 +24,13 @@ RUN, NAME, TITLE, UNIT, SCAN = (f"DiffusionFM.{x}" for x in ("Run", "Name", "Tit
 """Attributes of result nodes; `SCAN` is a node reference."""
 
 TRACTS = "tracts"
+FEATURES = "features", "encoder"
+"""Model and method of the encoder's maps."""
+
 _VOLUMES = {
     "tensor": "vtkMRMLDiffusionTensorVolumeNode",
     "rgb": "vtkMRMLVectorVolumeNode",
+    "direction": "vtkMRMLVectorVolumeNode",
     "labels": "vtkMRMLLabelMapVolumeNode",
 }
 
@@ -127,7 +131,7 @@ def reveal(event: Artifact, node: Any) -> Iterator[None]:
 def _makeImage(event: Artifact, array: Any) -> Any:
     if event.name == "tensor":
         return makeTensorImage(array)
-    if event.name == "colorfa":
+    if event.colors == "rgb":
         return makeImage((np.clip(array, 0, 1) * 255 + 0.5).astype(np.uint8))
     if event.colors == "labels":
         return makeImage(array.astype(np.int16))
@@ -162,10 +166,10 @@ def _nodeOf(run: RunLabel, name: str, title: str, unit: str, make: Any) -> Any:
 
 def _style(node: Any, event: Artifact) -> None:
     if event.colors == "rgb":
-        isColor = event.name == "colorfa"
-        node.SetVoxelVectorType(node.VoxelVectorTypeColorRGB if isColor else node.VoxelVectorTypeSpatial)
-        if isColor:
-            display.showColors(node)
+        node.SetVoxelVectorType(node.VoxelVectorTypeColorRGB)
+        display.showColors(node)
+    elif event.colors == "direction":
+        node.SetVoxelVectorType(node.VoxelVectorTypeSpatial)
     elif event.colors == "labels":
         display.showLabels(node)
     else:

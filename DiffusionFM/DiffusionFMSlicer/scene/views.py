@@ -227,8 +227,8 @@ def mapsLayout() -> str:
     return f'<layout type="vertical">{rows}</layout>'
 
 
-def valueAt(volume: Any, ras: tuple[float, float, float]) -> Any:
-    """A volume's voxel under a point of the world: a number, an array, or None outside of it."""
+def voxelAt(volume: Any, ras: tuple[float, float, float]) -> tuple[int, int, int] | None:
+    """The voxel (i, j, k) of a volume under a point of the world, or None outside of it."""
     matrix = vtk.vtkMatrix4x4()
     volume.GetRASToIJKMatrix(matrix)
     point = list(ras)
@@ -242,4 +242,10 @@ def valueAt(volume: Any, ras: tuple[float, float, float]) -> Any:
         return None
     if (ijk < 0).any() or (ijk >= image.GetDimensions()).any():
         return None
-    return imageArray(image)[ijk[2], ijk[1], ijk[0]]
+    return int(ijk[0]), int(ijk[1]), int(ijk[2])
+
+
+def valueAt(volume: Any, ras: tuple[float, float, float]) -> Any:
+    """A volume's voxel under a point of the world: a number, an array, or None outside of it."""
+    ijk = voxelAt(volume, ras)
+    return None if ijk is None else imageArray(volume.GetImageData())[ijk[::-1]]
