@@ -62,8 +62,8 @@ def test_stable_overlays_come_first_and_each_has_its_sentence(opened):
     for index, name in enumerate(names):
         opened.chooseOverlay(name)
         assert OVERLAYS[name].spec.description in ui.featureLabel.text
-        assert ("untested" in ui.featureSelector.itemText(index)) is not OVERLAYS[name].standard
-        assert ("Not tested as stable" in ui.featureLabel.text) is not OVERLAYS[name].standard
+        assert ("unproven" in ui.featureSelector.itemText(index)) is not OVERLAYS[name].standard
+        assert ("Unproven" in ui.featureLabel.text) is not OVERLAYS[name].standard
     assert "not causes" in ui.notCausalLabel.text
     assert "Not for diagnosis" in ui.notCausalLabel.text
 
@@ -101,18 +101,19 @@ def test_encoded_maps_come_into_a_folder_of_their_own_and_the_chosen_one_is_laid
 
     found = encoded.results()
     assert list(found) == ["pca", "surprise"]
+    first = next(iter(OVERLAYS))
+    assert overlayShown() is found[first]
+    # anatomy shows where nothing stands out, and the panel's own control says so
+    assert encoded.ui.thresholdSlider.value == 25
     colors = found["pca"]
-    assert overlayShown() is colors
     assert colors.GetVoxelVectorType() == colors.VoxelVectorTypeColorRGB
     np.testing.assert_allclose(slicer.util.arrayFromVolume(colors) / 255, smallScan()[0][..., 1:4], atol=0.002)
     assert colors.GetNodeReference(SCAN).GetName() == "scan"
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
     folders = {hierarchy.GetItemName(hierarchy.GetItemParent(hierarchy.GetItemByDataNode(n))) for n in found.values()}
     assert folders == {"scan: FEATURES (encoder)"}
-    encoded.chooseOverlay("surprise")
-    assert overlayShown() is found["surprise"]
-    # anatomy shows where nothing stands out, and the panel's own control says so
-    assert encoded.ui.thresholdSlider.value == 25
+    encoded.chooseOverlay("pca")
+    assert overlayShown() is colors
     assert not queries(encoded, "overlay")
 
 
@@ -376,7 +377,7 @@ def test_choices_and_overlays_come_back_with_the_scene_and_a_closed_one_is_forgo
     slicer.mrmlScene.Clear(0)
     encoded.spin()
     ui = encoded.ui
-    assert ui.featureSelector.itemData(ui.featureSelector.currentIndex) == "pca"
+    assert ui.featureSelector.itemData(ui.featureSelector.currentIndex) == next(iter(OVERLAYS))
     assert not ui.directionsBox.isVisibleTo(encoded.widget.parent)
     point(1, 1, 1)
     slicer.util.loadScene(str(file))

@@ -73,7 +73,7 @@ class AttentionBox:
         self._point: tuple[float, ...] | None = None
         self._refusal = ""
         for overlay in sorted(OVERLAYS.values(), key=lambda overlay: not overlay.standard):
-            title = overlay.spec.title if overlay.standard else f"{overlay.spec.title} (untested)"
+            title = overlay.spec.title if overlay.standard else f"{overlay.spec.title} (unproven)"
             ui.featureSelector.addItem(title, overlay.spec.name)
         for box in (ui.blockBox, ui.headBox):
             box.specialValueText = "mean of all"
@@ -99,8 +99,8 @@ class AttentionBox:
             highest = getattr(known, count) if known is not None else 0
             box.maximum = highest or PANEL[name].metadata["maximum"]
             box.enabled = overlay.of_head and highest > 0
-        untested = "" if overlay.standard else "Not tested as stable. "
-        ui.featureLabel.text = untested + overlay.spec.description
+        unproven = "" if overlay.standard else "Unproven: it did not pass the test that the README tells of. "
+        ui.featureLabel.text = unproven + overlay.spec.description
         note = self._refusal or self._lack(overlay)
         ui.featureNote.text = note
         ui.featureNote.visible = bool(note)

@@ -27,7 +27,7 @@ WEIGHTS: Final = slice(0, 4)
 DIRECTIONS: Final = (slice(4, 7), slice(7, 10))
 
 VERSION: Final = 1
-"""Of what anatomies are made by: one more whenever the same seed would give another, so that kept ones are made again."""
+"""Of how anatomies are made: one more whenever the same seed would give another, so that kept ones are made again."""
 
 VOXEL_RANGE: Final = (1.2, 3.2)
 """Edges of simulated voxels, mm."""
