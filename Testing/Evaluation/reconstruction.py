@@ -1,13 +1,14 @@
 """How well the encoder makes up for what it is not shown, beside predictions that need no training.
 
-    python Testing/Evaluation/reconstruction.py [WEIGHTS] [--without WEIGHTS] [--seeds 5] [--only simulated|real]
+    python Testing/Evaluation/reconstruction.py [WEIGHTS ...] [--without WEIGHTS ...] [--seeds 5] [--only real]
 
 Hidden tokens are reconstructed by: the mean of the visible volumes of the shell at that place; the tensor of the
 visible volumes; their spherical harmonics; and networks, with D-RoPE and without (`train --model encoder --no-rotary`).
 PSNR is 10 log10(1 / mean square error) of the signal over b0; SSIM is that of whole volumes, hidden voxels counted; FA
 and MD are those of a tensor fitted to visible and reconstructed volumes together. Simulated heads no training saw are
 compared with their noise-free truth, each seed another head. Real scans are compared with what was measured, noise and
-all; their seeds are other masks and volumes of the same head, so that intervals say nothing of other heads.
+all; their seeds are other masks and volumes of the same head, so that intervals say nothing of other heads. Of several
+weights, of trainings with other seeds, each seed takes the next: intervals are then over trainings too.
 """
 
 from __future__ import annotations
@@ -228,12 +229,13 @@ def _scored(case: Case, signal: NDArray, hidden: NDArray, judged: NDArray) -> di
 
 
 def tables(
-    title: str, cases: Callable[[int], Case], seeds: int, networks: dict[str, DiffusionTransformer]
+    title: str, cases: Callable[[int], Case], seeds: int, trained: dict[str, list[DiffusionTransformer]]
 ) -> Iterator[Table]:
     """Means over seeds; and, where there are networks, their paired differences to all else."""
     found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for seed in range(seeds):
         case = cases(seed)
+        networks = {name: each[seed % len(each)] for name, each in trained.items()}
         for kind in KINDS:
             for method, scores in scores_of(case, kind, seed, networks).items():
                 for name, value in scores.items():
@@ -243,9 +245,9 @@ def tables(
     for (kind, method), scores in found.items():
         table.add_row(kind, method, *(f"{np.mean(scores[name]):.{_digits(name)}f}" for name in columns))
     yield table
-    if not networks:
+    if not trained:
         return
-    first, *others = networks
+    first = next(iter(trained))
     table = Table("mask", "minus", *columns, title=f"{title}: {first} minus others, with 95 % intervals over seeds")
     for kind, method in found:
         if method == first:
@@ -270,8 +272,8 @@ def _digits(name: str) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("weights", type=Path, nargs="?", help="of an encoder; without, only what needs no training")
-    parser.add_argument("--without", type=Path, help="weights of an encoder without D-RoPE")
+    parser.add_argument("weights", type=Path, nargs="*", help="of encoders; without, only what needs no training")
+    parser.add_argument("--without", type=Path, nargs="*", default=[], help="weights of encoders without D-RoPE")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--schemes", nargs="*", default=list(SCHEMES), choices=tuple(SCHEMES))
     parser.add_argument("--scans", type=Path, default=SCANS)
@@ -282,7 +284,7 @@ def main() -> None:
     arguments = parser.parse_args()
     console = Console(width=170)
     given = {ROTARY: arguments.weights, PLAIN: arguments.without}
-    networks = {name: load_encoder(path).network for name, path in given.items() if path is not None}
+    networks = {name: [load_encoder(path).network for path in paths] for name, paths in given.items() if paths}
     if not networks:
         console.print("no weights of an encoder: only what needs no training")
     if arguments.only != "real":
