@@ -1,0 +1,195 @@
+"""Cross-validation of anything that learns from subjects: it sees nothing of those that it is tested on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from DiffusionFMLib.downstream.metrics import CLASSIFICATION, METRICS, REGRESSION, Values
+from DiffusionFMLib.errors import InputError, SettingsError
+
+FOLDS: Final = 5
+"""As in the paper."""
+
+RESAMPLES: Final = 2000
+INTERVAL: Final = 0.95
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """What is to be predicted.
+
+    Parameters
+    ----------
+    name : str
+    values : array, shape (n,)
+        Of each subject; 0 and 1 for classes.
+    kind : {"regression", "classification"}
+
+    Raises
+    ------
+    InputError
+        If values are missing, classes are not 0 and 1, or all are the same.
+    SettingsError
+        If the kind is another.
+    """
+
+    name: str
+    values: NDArray[np.float64]
+    kind: str
+
+    def __post_init__(self) -> None:
+        if self.kind not in METRICS:
+            msg = f"The kind of {self.name} is '{self.kind}'; expected one of {', '.join(METRICS)}."
+            raise SettingsError(msg, "Correct it.")
+        if not np.isfinite(self.values).all() or np.ptp(self.values) == 0:
+            msg = f"{self.name} is not known of all subjects, or the same in all of them."
+            raise InputError(msg, "Leave out subjects without a value; choose a target that varies.")
+        if self.kind == CLASSIFICATION and not np.isin(self.values, (0, 1)).all():
+            msg = f"{self.name} has other classes than 0 and 1."
+            raise InputError(msg, "Name one class 0 and the other 1.")
+
+
+class Learner(Protocol):
+    """What scikit-learn calls an estimator; one of classes has ``predict_proba`` too, shape (n, 2)."""
+
+    def fit(self, x: Any, y: NDArray[np.float64]) -> Any:
+        """Learn from subjects."""
+
+    def predict(self, x: Any) -> NDArray[np.float64]:
+        """Predict those of others."""
+
+
+class Score(NamedTuple):
+    """A metric and its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, eq=False)
+class OutOfFold:
+    """Each subject's prediction by what was trained without that subject.
+
+    Parameters
+    ----------
+    kind : {"regression", "classification"}
+    true, found : array, shape (n,)
+        Numbers are z-scores, by mean and deviation of those that were trained on; predicted classes are probabilities.
+    """
+
+    kind: str
+    true: NDArray[np.float64]
+    found: NDArray[np.float64]
+
+    def scores(self, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Score]:
+        """All metrics of this kind, with percentile intervals of a bootstrap over subjects.
+
+        Classes are drawn apart, so that none is ever missing. The intervals say what other subjects would do, not what
+        another training would.
+        """
+        drawn = _draws(self.true, self.kind, resamples, np.random.default_rng([seed, 31]))
+        once = np.ones((1, len(self.true)))
+        edges = (1 - INTERVAL) / 2, (1 + INTERVAL) / 2
+        return {
+            name: Score(
+                metric(self.true, self.found, once)[0], *np.quantile(metric(self.true, self.found, drawn), edges)
+            )
+            for name, metric in METRICS[self.kind].items()
+        }
+
+
+def cross_validated(
+    make: Callable[[], Learner],
+    subjects: Any,
+    target: Target,
+    tested_on: Mapping[str, Any] | None = None,
+    count: int = FOLDS,
+    seed: int = 0,
+) -> dict[str, OutOfFold]:
+    """Predictions of each subject by learners that were trained on others.
+
+    Parameters
+    ----------
+    make : callable
+        A new learner, for each fold; all that it is to know of the subjects it learns in ``fit``.
+    subjects : array, shape (n, ...), or sequence
+        What is trained on.
+    target : Target
+    tested_on : dict, optional
+        The same subjects, in the same order, as they are tested: by another protocol, say. By default as trained on.
+    count : int
+        Folds.
+    seed : int
+        Of the folds: the same seed gives the same folds to all learners.
+
+    Returns
+    -------
+    dict of str to OutOfFold
+        For each of `tested_on`, or ``""``.
+    """
+    tests = {"": subjects} if tested_on is None else dict(tested_on)
+    found = {name: np.empty(len(target.values)) for name in tests}
+    true = np.empty(len(target.values))
+    for train, test in folds(target, count, seed):
+        centre, scale = 0.0, 1.0
+        if target.kind == REGRESSION:
+            centre, scale = float(target.values[train].mean()), float(target.values[train].std())
+        true[test] = (target.values[test] - centre) / scale
+        learner = make()
+        learner.fit(part(subjects, train), (target.values[train] - centre) / scale)
+        for name, others in tests.items():
+            found[name][test] = predicted(learner, part(others, test), target.kind)
+    return {name: OutOfFold(target.kind, true, values) for name, values in found.items()}
+
+
+def folds(target: Target, count: int, seed: int) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Subjects to train and to test on, by index; in each fold the target is spread as in all.
+
+    Else the mean of the others would be low where that of the fold is high, and a learner that knows nothing worse than
+    chance.
+    """
+    from sklearn.model_selection import StratifiedKFold
+
+    strata = target.values
+    if target.kind == REGRESSION:
+        ranks = target.values.argsort(kind="stable").argsort()
+        strata = np.minimum(ranks // count, len(ranks) // count - 1)
+    fewest = np.unique(strata, return_counts=True)[1].min()
+    if fewest < count:
+        msg = f"{target.name} has {fewest} subjects of a class; expected {count} at least, one for each fold."
+        raise InputError(msg, "Add subjects, or choose fewer folds.")
+    splits = StratifiedKFold(count, shuffle=True, random_state=seed)
+    return list(splits.split(np.zeros(len(strata)), strata))
+
+
+def part(subjects: Any, which: NDArray[np.intp]) -> Any:
+    """Some of the subjects, of an array or a sequence."""
+    if isinstance(subjects, np.ndarray):
+        return subjects[which]
+    if isinstance(subjects, Sequence):
+        return [subjects[int(number)] for number in which]
+    msg = f"Subjects are a {type(subjects).__name__}; expected an array or a list."
+    raise InputError(msg, "Give one row or entry per subject.")
+
+
+def predicted(learner: Learner, subjects: Any, kind: str) -> NDArray[np.float64]:
+    """Z-scores, or probabilities of class 1, shape (n,)."""
+    if kind == CLASSIFICATION:
+        return learner.predict_proba(subjects)[:, 1]  # type: ignore[attr-defined]
+    return learner.predict(subjects)
+
+
+def _draws(true: Values, kind: str, resamples: int, rng: np.random.Generator) -> Values:
+    """How often each subject is drawn, shape (resamples, n)."""
+    strata = true if kind == CLASSIFICATION else np.zeros(len(true))
+    times = np.zeros((resamples, len(true)))
+    for label in np.unique(strata):
+        same = np.flatnonzero(strata == label)
+        times[:, same] = rng.multinomial(len(same), np.full(len(same), 1 / len(same)), resamples)
+    return times
