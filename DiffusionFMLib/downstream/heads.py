@@ -18,7 +18,7 @@ POOLINGS: Final = (CLS, TOKENS)
 """The class token's mean over slabs, as in the paper; or the mean token of the brain, which the masked autoencoder's
 loss reaches."""
 
-STRENGTHS: Final = np.logspace(-1, 5, 13)
+STRENGTHS: Final = np.logspace(0, 4, 5)
 """Of the linear heads' penalty, chosen within what is trained on."""
 
 INNER_FOLDS: Final = 4
@@ -57,7 +57,7 @@ def linear_head(kind: str) -> Any:
 
     if kind == REGRESSION:
         return _prepared(RidgeCV(STRENGTHS))
-    logistic = LogisticRegression(class_weight="balanced", max_iter=1000)
+    logistic = LogisticRegression(class_weight="balanced", solver="newton-cholesky")
     return _prepared(GridSearchCV(logistic, {"C": 1 / STRENGTHS}, scoring="neg_log_loss", cv=INNER_FOLDS))
 
 
@@ -66,7 +66,7 @@ def perceptron_head(kind: str, seed: int) -> Any:
     from sklearn.neural_network import MLPClassifier, MLPRegressor
 
     kinds = MLPRegressor if kind == REGRESSION else MLPClassifier
-    return _prepared(kinds((INSIDE,), alpha=DECAY, solver="lbfgs", max_iter=2000, random_state=seed))
+    return _prepared(kinds(hidden_layer_sizes=(INSIDE,), alpha=DECAY, solver="lbfgs", max_iter=2000, random_state=seed))
 
 
 def _prepared(model: Any) -> Any:

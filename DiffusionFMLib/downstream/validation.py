@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from DiffusionFMLib.downstream.metrics import CLASSIFICATION, METRICS, REGRESSION, Values
+from DiffusionFMLib.downstream.metrics import CLASSIFICATION, METRICS, REGRESSION, Metric, Values
 from DiffusionFMLib.errors import InputError, SettingsError
 
 FOLDS: Final = 5
@@ -81,27 +81,34 @@ class OutOfFold:
     kind : {"regression", "classification"}
     true, found : array, shape (n,)
         Numbers are z-scores, by mean and deviation of those that were trained on; predicted classes are probabilities.
+    fold : array, shape (n,), intp
     """
 
     kind: str
     true: NDArray[np.float64]
     found: NDArray[np.float64]
+    fold: NDArray[np.intp]
 
     def scores(self, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Score]:
-        """All metrics of this kind, with percentile intervals of a bootstrap over subjects.
+        """All metrics of this kind, means over folds, with percentile intervals of a bootstrap over subjects.
 
-        Classes are drawn apart, so that none is ever missing. The intervals say what other subjects would do, not what
-        another training would.
+        Subjects of different folds are not compared with each other: who is trained without those of high values
+        predicts low ones for them, so that all folds in one would be worse than chance. Classes are drawn apart. The
+        intervals say what other subjects would do, not what another training would.
         """
         drawn = _draws(self.true, self.kind, resamples, np.random.default_rng([seed, 31]))
-        once = np.ones((1, len(self.true)))
         edges = (1 - INTERVAL) / 2, (1 + INTERVAL) / 2
-        return {
-            name: Score(
-                metric(self.true, self.found, once)[0], *np.quantile(metric(self.true, self.found, drawn), edges)
-            )
-            for name, metric in METRICS[self.kind].items()
-        }
+        scores = {}
+        for name, metric in METRICS[self.kind].items():
+            value = float(self._mean(metric, np.ones((1, len(self.true))))[0])
+            low, high = np.quantile(self._mean(metric, drawn), edges)
+            scores[name] = Score(value, float(low), float(high))
+        return scores
+
+    def _mean(self, metric: Metric, times: Values) -> Values:
+        """Over folds, shape (resamples,); a fold without a class counts for nothing."""
+        each = [metric(self.true, self.found, times * (self.fold == fold)) for fold in np.unique(self.fold)]
+        return np.nanmean(each, axis=0)
 
 
 def cross_validated(
@@ -135,25 +142,21 @@ def cross_validated(
     """
     tests = {"": subjects} if tested_on is None else dict(tested_on)
     found = {name: np.empty(len(target.values)) for name in tests}
-    true = np.empty(len(target.values))
-    for train, test in folds(target, count, seed):
+    true, fold = np.empty(len(target.values)), np.empty(len(target.values), np.intp)
+    for number, (train, test) in enumerate(folds(target, count, seed)):
         centre, scale = 0.0, 1.0
         if target.kind == REGRESSION:
             centre, scale = float(target.values[train].mean()), float(target.values[train].std())
-        true[test] = (target.values[test] - centre) / scale
+        true[test], fold[test] = (target.values[test] - centre) / scale, number
         learner = make()
         learner.fit(part(subjects, train), (target.values[train] - centre) / scale)
         for name, others in tests.items():
             found[name][test] = predicted(learner, part(others, test), target.kind)
-    return {name: OutOfFold(target.kind, true, values) for name, values in found.items()}
+    return {name: OutOfFold(target.kind, true, values, fold) for name, values in found.items()}
 
 
 def folds(target: Target, count: int, seed: int) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Subjects to train and to test on, by index; in each fold the target is spread as in all.
-
-    Else the mean of the others would be low where that of the fold is high, and a learner that knows nothing worse than
-    chance.
-    """
+    """Subjects to train and to test on, by index; in each fold the target is spread as in all."""
     from sklearn.model_selection import StratifiedKFold
 
     strata = target.values
