@@ -48,7 +48,7 @@ def trained(shape: EncoderShape = SHAPE) -> TrainedEncoder:
     return TrainedEncoder(network)
 
 
-def scan(seed: int, md: float = 0.8, size: tuple[int, int, int] = (9, 8, 5)) -> Acquisition:
+def scan(seed: int, md: float = 0.8, size: tuple[int, int, int] = (9, 8, 4)) -> Acquisition:
     """A ball of one diffusivity, um2/ms, and some noise."""
     rng = np.random.default_rng([seed, 99])
     signal = 400 * np.exp(-GTAB.bvals / 1000 * md) + rng.normal(0, 10, (*size, len(GTAB)))
@@ -165,12 +165,11 @@ def test_a_label_of_noise_is_predicted_by_chance(kind: str, name: str, chance: f
     """With many more features than subjects; the mean of cohorts lies within its own error of chance."""
     found = []
     # logistic regression takes its time
-    for seed in range(16 if kind == REGRESSION else 6):
-        features = np.random.default_rng([seed, 97]).normal(size=(40, 60))
+    for seed in range(16 if kind == REGRESSION else 4):
+        features = np.random.default_rng([seed, 97]).normal(size=(40, 50))
         result = cross_validated(lambda: linear_head(kind), features, target(kind, 40, seed), seed=seed)[""]
         found.append(result.scores(10)[name].value)
-    assert abs(np.mean(found) - chance) < 2.5 * np.std(found) / np.sqrt(len(found))
-    assert np.std(found) < 0.25
+    assert abs(np.mean(found) - chance) < 2.5 * np.std(found) / np.sqrt(len(found)) < 0.2
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -189,8 +188,8 @@ def test_planted_effects_are_found_and_carry_over_or_not(kind: str) -> None:
         assert first["same"] > 0.8
         assert first["other scale of noise"] > 0.8
         assert first["shuffled"] < 0.65
-        again = cross_validated(make, features, aim)[""]
-        np.testing.assert_array_equal(again.found, found["same"].found)
+    again = cross_validated(make, features, aim)[""]
+    np.testing.assert_array_equal(again.found, found["same"].found)
 
 
 def test_targets_that_do_not_do() -> None:
@@ -289,21 +288,21 @@ ATTENTIONS = ("attn_diffusion", "attn_space")
 @pytest.mark.parametrize(("change", "kind"), [(WHOLE, REGRESSION), (LOW_RANK, CLASSIFICATION)])
 def test_tuning_learns_what_is_there_and_the_same_twice(change: str, kind: str) -> None:
     encoder, tuning = trained(), FineTuning(change, 1, TOKENS)
-    aim = target(kind, 24)
+    aim = target(kind, 20)
     level = 0.8 + 0.2 * stats.zscore(aim.values)
     subjects = [frozen_part(scan(seed, md), encoder, tuning) for seed, md in enumerate(level)]
-    schedule = Schedule(epochs=8, rate=3e-3)
 
-    def found(seed: int) -> np.ndarray:
+    learnt = aim.values[:14] if kind == CLASSIFICATION else stats.zscore(aim.values[:14])
+
+    def found(seed: int, epochs: int) -> np.ndarray:
+        schedule = Schedule(epochs=epochs, rate=3e-3)
         learner = NetworkLearner(builder(encoder.network, tuning), kind, schedule, seed)
-        learner.fit(subjects[:16], aim.values[:16] if kind == CLASSIFICATION else stats.zscore(aim.values[:16]))
-        return predicted(learner, subjects[16:], kind)
+        return predicted(learner.fit(subjects[:14], learnt), subjects[14:], kind)
 
-    one = found(0)
-    score = METRICS[kind]["r" if kind == REGRESSION else "AUROC"](aim.values[16:], one, np.ones(8))
+    score = METRICS[kind]["r" if kind == REGRESSION else "AUROC"](aim.values[14:], found(0, 8), np.ones(6))
     assert score > 0.9
-    np.testing.assert_array_equal(found(0), one)
-    assert (found(1) != one).all()
+    np.testing.assert_array_equal(found(0, 1), found(0, 1))
+    assert (found(1, 1) != found(0, 1)).all()
 
 
 def test_subjects_held_back_do_not_train() -> None:
@@ -369,10 +368,10 @@ def test_resnet_learns_what_is_there_and_the_same_twice() -> None:
     aim = target(REGRESSION, 30)
     rng = np.random.default_rng(0)
     level = stats.zscore(aim.values)
-    maps = [torch.from_numpy(rng.normal([[[[0.4]]], [[[0.8 + 0.1 * z]]]], 0.1, (2, 12, 12, 8))).float() for z in level]
+    maps = [torch.from_numpy(rng.normal([[[[0.4]]], [[[0.8 + 0.2 * z]]]], 0.1, (2, 12, 12, 8))).float() for z in level]
 
     def found() -> np.ndarray:
-        learner = NetworkLearner(resnet.builder(4), REGRESSION, Schedule(epochs=20, patience=20))
+        learner = NetworkLearner(resnet.builder(4), REGRESSION, Schedule(epochs=15, patience=15, rate=1e-2))
         return learner.fit(maps[:20], level[:20]).predict(maps[20:])
 
     one = found()
@@ -424,7 +423,7 @@ def test_maps_and_regions_follow_the_patient_not_the_file() -> None:
     fa, md = tensor_maps(acquisition)
     assert (fa[~acquisition.mask] == 0).all()
     assert md[acquisition.mask].mean() == pytest.approx(0.7, abs=0.02)
-    assert rotation_invariants(acquisition).shape == (6, 9, 8, 5)
+    assert rotation_invariants(acquisition).shape == (6, 9, 8, 4)
     labels = cells(acquisition, (2, 2, 1))
     assert (labels[~acquisition.mask] == -1).all()
     for i, j in np.ndindex(2, 2):

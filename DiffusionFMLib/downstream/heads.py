@@ -30,6 +30,13 @@ INSIDE: Final = 32
 DECAY: Final = 1.0
 """Of its weights: there are more of them than subjects."""
 
+RATE: Final = 3e-3
+HELD_BACK: Final = 0.2
+PATIENCE: Final = 30
+ITERATIONS: Final = 1000
+"""Of its training: Adam's rate; share of subjects that decide when it ends, after how many iterations without a better
+prediction of theirs; and iterations at most."""
+
 
 def representation(encoding: Encoding, pooling: str) -> NDArray[np.float32]:
     """A scan's, shape (C,).
@@ -62,11 +69,16 @@ def linear_head(kind: str) -> Any:
 
 
 def perceptron_head(kind: str, seed: int) -> Any:
-    """A perceptron with one layer inside, of features, shape (n, F)."""
+    """A perceptron with one layer inside, of features, shape (n, F).
+
+    A fifth of what it is trained on is held back and decides when training ends.
+    """
     from sklearn.neural_network import MLPClassifier, MLPRegressor
 
     kinds = MLPRegressor if kind == REGRESSION else MLPClassifier
-    return _prepared(kinds(hidden_layer_sizes=(INSIDE,), alpha=DECAY, solver="lbfgs", max_iter=2000, random_state=seed))
+    settings = {"alpha": DECAY, "learning_rate_init": RATE, "max_iter": ITERATIONS, "random_state": seed}
+    stopping = {"early_stopping": True, "validation_fraction": HELD_BACK, "n_iter_no_change": PATIENCE}
+    return _prepared(kinds(hidden_layer_sizes=(INSIDE,), **settings, **stopping))
 
 
 def _prepared(model: Any) -> Any:

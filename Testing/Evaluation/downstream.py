@@ -45,7 +45,7 @@ LINEAR, PERCEPTRON, LAST, LORA, RESNET = "linear", "MLP", "last block", "LoRA", 
 HEADS = (LINEAR, PERCEPTRON, LAST, LORA, RESNET)
 
 TUNING = {LAST: Schedule(epochs=6, patience=2), LORA: Schedule(epochs=6, patience=2, rate=3e-3)}
-SCRATCH = Schedule(epochs=20, patience=6)
+SCRATCH = Schedule(epochs=20, patience=6, rate=3e-3)
 
 RESNET_WIDTH = 16
 """A quarter of the usual one, for two CPU cores."""
@@ -155,7 +155,7 @@ def effects(cohort: Cohort) -> str:
     older = zscore(cohort.targets["age"].values)
     slopes = [linregress(older, values) for values in (fa, md)]
     return (
-        f"{len(fa)} subjects; a standard deviation of age changes the mean FA of white matter by {slopes[0].slope:+.4f} "
+        f"{len(fa)} subjects; a standard deviation of age changes FA of white matter by {slopes[0].slope:+.4f} "
         f"(r {slopes[0].rvalue:+.2f}), MD by {slopes[1].slope:+.4f} um2/ms (r {slopes[1].rvalue:+.2f})"
     )
 
