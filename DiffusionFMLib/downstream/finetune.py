@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.downstream import lora
 from DiffusionFMLib.downstream.heads import CLS, INSIDE, check_pooling
-from DiffusionFMLib.downstream.learning import Standardised
+from DiffusionFMLib.downstream.learning import Perceptron, Standardised
 from DiffusionFMLib.encoder.checkpoint import LORA_ALPHA, TrainedEncoder
 from DiffusionFMLib.encoder.embedding import EncoderProtocol
 from DiffusionFMLib.encoder.slabs import ScanSlabs
@@ -141,12 +141,8 @@ class TunedEncoder(nn.Module):
             self.ln.requires_grad_(False)
         with torch.no_grad():
             start = self.representation(subjects)
-        self.head = nn.Sequential(
-            Standardised(start.mean(0), start.std(0)),
-            nn.Linear(network.shape.hidden, tuning.inside),
-            nn.GELU(),
-            nn.Linear(tuning.inside, 1),
-        ).to(start)
+        scale = Standardised(start.mean(0), start.std(0))
+        self.head = nn.Sequential(scale, Perceptron(network.shape.hidden, tuning.inside)).to(start)
 
     def representation(self, subjects: Sequence[Subject]) -> Tensor:
         """Of each subject, shape (n, C); see `heads.representation`."""
@@ -154,7 +150,7 @@ class TunedEncoder(nn.Module):
 
     def forward(self, subjects: Sequence[Subject]) -> Tensor:
         """Z-scores or logits, shape (n,)."""
-        return self.head(self.representation(subjects))[:, 0]
+        return self.head(self.representation(subjects))
 
     def onto(self, network: DiffusionTransformer) -> DiffusionTransformer:
         """The whole encoder with what was trained in it, low-rank changes merged; to be saved as any other."""

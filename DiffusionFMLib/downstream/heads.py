@@ -25,17 +25,7 @@ INNER_FOLDS: Final = 4
 """By which classification chooses it; regression leaves out one subject at a time, which has a closed form."""
 
 INSIDE: Final = 32
-"""Width of the perceptron."""
-
-DECAY: Final = 1.0
-"""Of its weights: there are more of them than subjects."""
-
-RATE: Final = 3e-3
-HELD_BACK: Final = 0.2
-PATIENCE: Final = 30
-ITERATIONS: Final = 1000
-"""Of its training: Adam's rate; share of subjects that decide when it ends, after how many iterations without a better
-prediction of theirs; and iterations at most."""
+"""Width of perceptrons."""
 
 
 def representation(encoding: Encoding, pooling: str) -> NDArray[np.float32]:
@@ -64,21 +54,15 @@ def linear_head(kind: str) -> Any:
 
     if kind == REGRESSION:
         return _prepared(RidgeCV(STRENGTHS))
-    logistic = LogisticRegression(class_weight="balanced", solver="newton-cholesky")
+    logistic = LogisticRegression(class_weight="balanced", max_iter=1000)
     return _prepared(GridSearchCV(logistic, {"C": 1 / STRENGTHS}, scoring="neg_log_loss", cv=INNER_FOLDS))
 
 
 def perceptron_head(kind: str, seed: int) -> Any:
-    """A perceptron with one layer inside, of features, shape (n, F).
+    """A perceptron with one layer inside, of features, shape (n, F)."""
+    from DiffusionFMLib.downstream.learning import NetworkLearner, Perceptron
 
-    A fifth of what it is trained on is held back and decides when training ends.
-    """
-    from sklearn.neural_network import MLPClassifier, MLPRegressor
-
-    kinds = MLPRegressor if kind == REGRESSION else MLPClassifier
-    settings = {"alpha": DECAY, "learning_rate_init": RATE, "max_iter": ITERATIONS, "random_state": seed}
-    stopping = {"early_stopping": True, "validation_fraction": HELD_BACK, "n_iter_no_change": PATIENCE}
-    return _prepared(kinds(hidden_layer_sizes=(INSIDE,), **settings, **stopping))
+    return _prepared(NetworkLearner(lambda rows: Perceptron(len(rows[0]), INSIDE), kind, seed=seed))
 
 
 def _prepared(model: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -49,7 +50,7 @@ class Schedule:
 DEFAULTS: Final = Schedule()
 
 
-class NetworkLearner:
+class NetworkLearner(BaseEstimator):
     """A network that is trained anew at each fit; the same seed gives the same.
 
     A fifth of the subjects is held back and decides when training ends; weights are those with which its loss was
@@ -63,13 +64,17 @@ class NetworkLearner:
     kind : {"regression", "classification"}
     schedule : Schedule
     seed : int
+
+    Attributes
+    ----------
+    network_ : Module
+        After `fit`.
     """
 
     def __init__(
         self, build: Callable[[Sequence[Any]], nn.Module], kind: str, schedule: Schedule = DEFAULTS, seed: int = 0
     ) -> None:
         self.build, self.kind, self.schedule, self.seed = build, kind, schedule, seed
-        self.network: nn.Module = nn.Identity()
 
     def fit(self, x: Sequence[Any], y: NDArray[np.float64]) -> NetworkLearner:
         """Train on subjects and their z-scores or classes, shape (n,)."""
@@ -77,34 +82,34 @@ class NetworkLearner:
         rng = np.random.default_rng([self.seed, 32])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            self.network = self.build(part(x, inner))
-        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+            self.network_ = self.build(part(x, inner))
+        trained = [parameter for parameter in self.network_.parameters() if parameter.requires_grad]
         optimiser = torch.optim.AdamW(trained, lr=self.schedule.rate, weight_decay=self.schedule.decay)
-        best, lowest, since = self.network.state_dict(), math.inf, 0
+        best, lowest, since = self.network_.state_dict(), math.inf, 0
         for _ in range(self.schedule.epochs):
-            self.network.train()
+            self.network_.train()
             order = rng.permutation(inner)
             for batch in np.array_split(order, math.ceil(len(order) / self.schedule.batch)):
                 optimiser.zero_grad()
                 self._loss(part(x, batch), y[batch], y[inner]).backward()
                 nn.utils.clip_grad_norm_(trained, MAX_GRADIENT)
                 optimiser.step()
-            self.network.eval()
+            self.network_.eval()
             with torch.no_grad():
                 loss = float(self._loss(part(x, held), y[held], y[inner]))
             since += 1
             if loss < lowest:
-                best, lowest, since = copy.deepcopy(self.network.state_dict()), loss, 0
+                best, lowest, since = copy.deepcopy(self.network_.state_dict()), loss, 0
             if since >= self.schedule.patience:
                 break
-        self.network.load_state_dict(best)
-        self.network.eval()
+        self.network_.load_state_dict(best)
+        self.network_.eval()
         return self
 
     @torch.no_grad()
     def predict(self, x: Sequence[Any]) -> NDArray[np.float64]:
         """Z-scores, or logits of class 1, shape (n,)."""
-        return self.network(x).double().cpu().numpy()
+        return self.network_(x).double().cpu().numpy()
 
     def predict_proba(self, x: Sequence[Any]) -> NDArray[np.float64]:
         """Probabilities of both classes, shape (n, 2)."""
@@ -112,7 +117,7 @@ class NetworkLearner:
         return np.column_stack([1 - one, one])
 
     def _loss(self, x: Sequence[Any], y: NDArray[np.float64], trained_on: NDArray[np.float64]) -> Tensor:
-        found = self.network(x)
+        found = self.network_(x)
         wanted = torch.as_tensor(y, dtype=found.dtype, device=found.device)
         if self.kind == REGRESSION:
             return functional.mse_loss(found, wanted)
@@ -135,3 +140,14 @@ class Standardised(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The same shape."""
         return (x - self.mean) / self.sd
+
+
+class Perceptron(nn.Sequential):
+    """One layer inside, and one number, shape (n,), of features, shape (n, F)."""
+
+    def __init__(self, features: int, inside: int) -> None:
+        super().__init__(nn.Linear(features, inside), nn.GELU(), nn.Linear(inside, 1))
+
+    def forward(self, x: Tensor | NDArray[np.float64]) -> Tensor:
+        """Of features, in either kind of array."""
+        return super().forward(torch.as_tensor(x, dtype=torch.float32))[:, 0]

@@ -54,7 +54,7 @@ def adapt(module: nn.Module, rank: int = RANK, alpha: float = LORA_ALPHA) -> Non
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if name in PROJECTIONS and isinstance(child, nn.Linear):
-                setattr(parent, name, LowRankLinear(child, rank, alpha))
+                setattr(parent, name, LowRankLinear(child, rank, alpha).to(child.weight))
 
 
 def merge(module: nn.Module) -> None:

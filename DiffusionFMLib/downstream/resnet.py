@@ -95,6 +95,6 @@ def builder(width: int = WIDTH) -> Callable[[Sequence[Tensor]], ResNet18]:
 
     def build(subjects: Sequence[Tensor]) -> ResNet18:
         inside = torch.cat([maps[:, (maps != 0).any(0)] for maps in subjects], 1)
-        return ResNet18(inside.mean(1), inside.std(1), width)
+        return ResNet18(inside.mean(1), inside.std(1), width).to(inside)
 
     return build

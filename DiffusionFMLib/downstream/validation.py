@@ -139,8 +139,17 @@ def cross_validated(
     -------
     dict of str to OutOfFold
         For each of `tested_on`, or ``""``.
+
+    Raises
+    ------
+    InputError
+        If there are not as many subjects as values, or fewer of a class than folds.
     """
     tests = {"": subjects} if tested_on is None else dict(tested_on)
+    for each in (subjects, *tests.values()):
+        if len(each) != len(target.values):
+            msg = f"There are {len(each)} subjects but {len(target.values)} values of {target.name}; expected as many."
+            raise InputError(msg, "Give one row or entry per subject, in one order.")
     found = {name: np.empty(len(target.values)) for name in tests}
     true, fold = np.empty(len(target.values)), np.empty(len(target.values), np.intp)
     for number, (train, test) in enumerate(folds(target, count, seed)):

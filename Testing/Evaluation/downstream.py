@@ -1,6 +1,6 @@
 """A test of the plumbing of heads on the encoder, not evidence about patients: simulated cohorts with known effects.
 
-    python Testing/Evaluation/downstream.py ENCODER [--subjects 48] [--rows linear MLP ...]
+    python Testing/Evaluation/downstream.py ENCODER [--subjects 48] [--heads linear MLP ...]
 
 Age loosens white matter (FA falls, MD rises), a group has more water in one region, and a coin is tossed for each
 subject: what predicts it beyond chance leaks. Heads and baselines see the same five folds. Then the same heads,
@@ -35,7 +35,7 @@ from DiffusionFMLib.downstream.finetune import LOW_RANK, WHOLE, FineTuning, froz
 from DiffusionFMLib.downstream.heads import POOLINGS, TOKENS, linear_head, perceptron_head, representation
 from DiffusionFMLib.downstream.learning import NetworkLearner, Schedule
 from DiffusionFMLib.downstream.metrics import METRICS
-from DiffusionFMLib.downstream.validation import Learner, OutOfFold, Target, cross_validated
+from DiffusionFMLib.downstream.validation import Learner, Target, cross_validated
 from DiffusionFMLib.encoder.checkpoint import TrainedEncoder, load_encoder
 from DiffusionFMLib.encoder.transformer import DiffusionTransformer
 from DiffusionFMLib.encoder.volume import encode
@@ -135,16 +135,27 @@ def _network(build: Callable, schedule: Schedule) -> Callable[[str], Learner]:
     return lambda kind: NetworkLearner(build, kind, schedule)
 
 
-def blind(target: Target) -> dict[str, float]:
-    """Mean metrics of numbers that know nothing."""
-    rng = np.random.default_rng(41)
-    like = cross_validated(lambda: linear_head(target.kind), np.zeros((len(target.values), 1)), target)[""]
-    drawn = [
-        OutOfFold(like.kind, like.true, rng.random(len(like.true)), like.fold).scores(1) for _ in range(BLIND)
-    ]  # fmt: skip
-    means = {name: float(np.mean([scores[name].value for scores in drawn])) for name in METRICS[target.kind]}
-    # the best that can be said of a number without knowing anything is its mean
-    return means | ({"MSE": float(np.mean(like.true**2))} if "MSE" in means else {})
+class Blind:
+    """Numbers drawn about the mean, or about one half, that know nothing of anybody."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng = rng
+
+    def fit(self, x: Any, y: NDArray) -> None:
+        """Learn nothing."""
+
+    def predict(self, x: Any) -> NDArray:
+        return self.rng.normal(0, 1e-3, len(x))
+
+    def predict_proba(self, x: Any) -> NDArray:
+        return np.full((len(x), 2), 0.5) + self.predict(x)[:, None] * (-1, 1)
+
+
+def chance(target: Target) -> dict[str, float]:
+    """Mean metrics of who is blind."""
+    rng, nothing = np.random.default_rng(41), np.empty((len(target.values), 0))
+    drawn = [cross_validated(lambda: Blind(rng), nothing, target)[""].scores(1) for _ in range(BLIND)]
+    return {name: float(np.mean([scores[name].value for scores in drawn])) for name in METRICS[target.kind]}
 
 
 def effects(cohort: Cohort) -> str:
@@ -168,7 +179,7 @@ def main() -> None:
     parser.add_argument("--pooling", choices=POOLINGS, default=TOKENS, help="representation that fine-tuning works on")
     parser.add_argument("--heads", nargs="*", choices=HEADS, default=list(HEADS))
     arguments = parser.parse_args()
-    console = Console(width=190)
+    console = Console(width=205)
     console.print((__doc__ or "").split("\n")[0])
     trained = load_encoder(arguments.weights)
     torch.manual_seed(arguments.seed)
@@ -178,7 +189,9 @@ def main() -> None:
     first = next(iter(SCHEMES))
     columns = [f"{target}: {name}" for target, aim in cohort.targets.items() for name in METRICS[aim.kind]]
     tables = {
-        scheme: Table("from", "head", *columns, "s", title=f"trained on protocol {first}, tested on protocol {scheme}")
+        scheme: Table(
+            "from", "head", *columns, "CPU s", title=f"trained on protocol {first}, tested on protocol {scheme}"
+        )
         for scheme in SCHEMES
     }
     rows = (
@@ -200,9 +213,9 @@ def main() -> None:
                 cells_of[scheme] += [f"{value:.2f} ({low:.2f}, {high:.2f})" for value, low, high in scores]
         for scheme, table in tables.items():
             table.add_row(row.name, row.head, *cells_of[scheme], f"{time.process_time() - begun:.0f}")
-    chance = [f"{value:.2f}" for aim in cohort.targets.values() for value in blind(aim).values()]
+    blind = [f"{value:.2f}" for aim in cohort.targets.values() for value in chance(aim).values()]
     for table in tables.values():
-        table.add_row("chance", "", *chance, "")
+        table.add_row("chance", "", *blind, "")
         console.print(table)
 
 
