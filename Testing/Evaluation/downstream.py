@@ -179,7 +179,7 @@ def main() -> None:
     parser.add_argument("--pooling", choices=POOLINGS, default=TOKENS, help="representation that fine-tuning works on")
     parser.add_argument("--heads", nargs="*", choices=HEADS, default=list(HEADS))
     arguments = parser.parse_args()
-    console = Console(width=205)
+    console, waiting = Console(width=205), Console(stderr=True)
     console.print((__doc__ or "").split("\n")[0])
     trained = load_encoder(arguments.weights)
     torch.manual_seed(arguments.seed)
@@ -211,8 +211,10 @@ def main() -> None:
             for scheme, result in found.items():
                 scores = result.scores().values()
                 cells_of[scheme] += [f"{value:.2f} ({low:.2f}, {high:.2f})" for value, low, high in scores]
+        seconds = f"{time.process_time() - begun:.0f}"
+        waiting.print(f"{row.name}, {row.head}: {seconds} s")
         for scheme, table in tables.items():
-            table.add_row(row.name, row.head, *cells_of[scheme], f"{time.process_time() - begun:.0f}")
+            table.add_row(row.name, row.head, *cells_of[scheme], seconds)
     blind = [f"{value:.2f}" for aim in cohort.targets.values() for value in chance(aim).values()]
     for table in tables.values():
         table.add_row("chance", "", *blind, "")
