@@ -36,6 +36,8 @@ SNR = 25.0
 SCHEMES = {"1": {0.0: 2, 1000.0: 12}, "2": {0.0: 1, 1500.0: 15}}
 """b-values, s/mm2, and how many volumes; each subject's directions are turned at random."""
 
+TARGETS = ("age", "group", "coin")
+
 AGE_MEAN, AGE_SD = 55.0, 12.0
 PACKING, PACKING_SLOPE, PACKING_SD = 0.6, -0.03, 0.02
 """Share of white matter's signal from inside axons: its mean, what a standard deviation of age adds to it, and how
@@ -91,11 +93,9 @@ class Cohort:
             contents = contents_of(fields[subject], points[subject], planted[subject], rng)
             for name, scheme in SCHEMES.items():
                 scans[name].append(scanned(contents, scheme, rng))
-        targets = {
-            "age": Target("age", age, REGRESSION),
-            "group": Target("group", group.astype(float), CLASSIFICATION),
-            "coin": Target("coin", coin.astype(float), CLASSIFICATION),
-        }
+        kinds = (REGRESSION, CLASSIFICATION, CLASSIFICATION)
+        each = zip(TARGETS, (age, group, coin), kinds, strict=True)
+        targets = {name: Target(name, values.astype(float), kind) for name, values, kind in each}
         return cls(scans, targets, planted, [head[:2].sum(0) > 0.7 for head in fields])
 
 

@@ -1,6 +1,6 @@
 """A test of the plumbing of heads on the encoder, not evidence about patients: simulated cohorts with known effects.
 
-    python Testing/Evaluation/downstream.py ENCODER [--subjects 48] [--heads linear MLP ...]
+    python Testing/Evaluation/downstream.py ENCODER [--subjects 48] [--heads linear MLP ...] [--targets age ...]
 
 Age loosens white matter (FA falls, MD rises), a group has more water in one region, and a coin is tossed for each
 subject: what predicts it beyond chance leaks. Heads and baselines see the same five folds. Then the same heads,
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cohorts import SCHEMES, Cohort
+from cohorts import SCHEMES, TARGETS, Cohort
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -89,6 +89,8 @@ def on_features(name: str, subjects: dict[str, list], heads: list[str]) -> Itera
 
 def frozen(name: str, cohort: Cohort, trained: TrainedEncoder, heads: list[str]) -> Iterator[Row]:
     """Heads on the representations of an encoder that stays as it is."""
+    if not {LINEAR, PERCEPTRON} & set(heads):
+        return
     both = of_scans(cohort, lambda scan: _both(scan, trained))
     for pooling in POOLINGS:
         each = {scheme: [found[pooling] for found in rows] for scheme, rows in both.items()}
@@ -178,6 +180,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pooling", choices=POOLINGS, default=TOKENS, help="representation that fine-tuning works on")
     parser.add_argument("--heads", nargs="*", choices=HEADS, default=list(HEADS))
+    parser.add_argument("--targets", nargs="*", choices=TARGETS, default=list(TARGETS))
     arguments = parser.parse_args()
     console, waiting = Console(width=205), Console(stderr=True)
     console.print((__doc__ or "").split("\n")[0])
@@ -187,7 +190,8 @@ def main() -> None:
     cohort = Cohort.of(arguments.subjects, arguments.seed)
     console.print(effects(cohort))
     first = next(iter(SCHEMES))
-    columns = [f"{target}: {name}" for target, aim in cohort.targets.items() for name in METRICS[aim.kind]]
+    targets = {name: cohort.targets[name] for name in arguments.targets}
+    columns = [f"{target}: {name}" for target, aim in targets.items() for name in METRICS[aim.kind]]
     tables = {
         scheme: Table(
             "from", "head", *columns, "CPU s", title=f"trained on protocol {first}, tested on protocol {scheme}"
@@ -206,16 +210,16 @@ def main() -> None:
     )
     for row in rows:
         begun, cells_of = time.process_time(), {scheme: [] for scheme in SCHEMES}
-        for aim in cohort.targets.values():
+        for aim in targets.values():
             found = cross_validated(lambda row=row, aim=aim: row.make(aim.kind), row.subjects[first], aim, row.subjects)
             for scheme, result in found.items():
                 scores = result.scores().values()
                 cells_of[scheme] += [f"{value:.2f} ({low:.2f}, {high:.2f})" for value, low, high in scores]
         seconds = f"{time.process_time() - begun:.0f}"
-        waiting.print(f"{row.name}, {row.head}: {seconds} s")
+        waiting.print(f"{row.name}, {row.head}, {seconds} s:", *cells_of[first], sep="  ")
         for scheme, table in tables.items():
             table.add_row(row.name, row.head, *cells_of[scheme], seconds)
-    blind = [f"{value:.2f}" for aim in cohort.targets.values() for value in chance(aim).values()]
+    blind = [f"{value:.2f}" for aim in targets.values() for value in chance(aim).values()]
     for table in tables.values():
         table.add_row("chance", "", *blind, "")
         console.print(table)
