@@ -29,7 +29,7 @@ help:
 	@echo "make test              all tests"
 	@echo "make bench             speed, memory and error beside the peers that are installed; build/bench.json"
 	@echo "make evaluate          the prior beside smoothers, on phantoms, lesions and real scans; WEIGHTS=path chooses it;"
-	@echo "                       and the encoder beside predictions that need no training; ENCODER=path"
+	@echo "                       and the encoder beside predictions that need no training, and heads on it; ENCODER=path"
 	@echo "make lint              ruff and mypy"
 	@echo "make install           only the environment, in $(VENV)/"
 	@echo "make clean             remove what was built; $(VENV)/ and demo/ stay"
@@ -74,6 +74,8 @@ evaluate: $(INSTALLED)
 	$(VENV_PYTHON) Testing/Evaluation/samples.py '$(WEIGHTS)'
 	$(VENV_PYTHON) Testing/Evaluation/microstructure.py
 	$(VENV_PYTHON) Testing/Evaluation/reconstruction.py $(if $(ENCODER),'$(ENCODER)')
+	$(if $(ENCODER),$(VENV_PYTHON) Testing/Evaluation/overlays.py '$(ENCODER)')
+	$(if $(ENCODER),$(VENV_PYTHON) Testing/Evaluation/downstream.py '$(ENCODER)')
 
 lint: $(INSTALLED)
 	@failed=0; \

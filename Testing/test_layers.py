@@ -27,7 +27,7 @@ LAYERS = (
     {"io"},
     {"fitting", "simulation", "preprocessing"},
     {"encoder", "gradient_check", "prior"},
-    {"overlays", "quality", "tractography"},
+    {"downstream", "overlays", "quality", "tractography"},
     {"connectome", "reporting", "session"},
     {"jobfiles", "training"},
     {"connectome_job", "encode_job", "scan_jobs", "fit_job"},
