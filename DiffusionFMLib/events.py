@@ -171,3 +171,24 @@ class SilentReport:
 
     def check(self) -> None:
         """See `Report`."""
+
+
+class PartReport:
+    """A `Report` of one of several equal parts of a stage, each of which counts from zero.
+
+    Parameters
+    ----------
+    whole : Report
+    part, parts : int
+        Which of how many, from 0.
+    """
+
+    def __init__(self, whole: Report, part: int, parts: int) -> None:
+        self._whole, self._part, self._parts = whole, part, parts
+        self.warning = whole.warning
+        self.check = whole.check
+
+    def progress(self, done: float, total: float, stage: str) -> None:
+        """See `Report`."""
+        share = min(max(done / total, 0.0), 1.0) if total > 0 else 1.0
+        self._whole.progress(self._part + share, self._parts, stage)

@@ -160,6 +160,27 @@ def test_there_is_nothing_to_say_outside_the_brain(features: Features) -> None:
         features.similarity((0, 0, 0))
 
 
+class Told(SilentReport):
+    """Keeps how far the work was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shares: list[float] = []
+
+    def progress(self, done: float, total: float, stage: str) -> None:
+        self.shares.append(done / total)
+
+
+def test_two_passes_are_halves_of_the_work(trained: TrainedEncoder) -> None:
+    for work in (features_of, surprises.surprise):
+        told = Told()
+        work(scan(), trained, told)
+        assert told.shares == sorted(told.shares)
+        assert told.shares[0] == 0
+        assert 0.5 in told.shares
+        assert told.shares[-1] == 1
+
+
 # --- surprise --------------------------------------------------------------------------------------------
 
 

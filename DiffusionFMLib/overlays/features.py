@@ -15,7 +15,7 @@ from DiffusionFMLib.encoder.checkpoint import TrainedEncoder
 from DiffusionFMLib.encoder.embedding import patch_centres, sines_and_cosines
 from DiffusionFMLib.encoder.volume import DEFAULTS, Encoding, EncodingOptions, encode
 from DiffusionFMLib.errors import InputError
-from DiffusionFMLib.events import Report
+from DiffusionFMLib.events import PartReport, Report
 from DiffusionFMLib.overlays.cells import Cells, half_patch
 
 SHOWN: Final = (0.02, 0.98)
@@ -103,7 +103,10 @@ def features_of(
 ) -> Features:
     """Encode a scan twice, the second time with patches shifted by half; see `encode` for parameters and errors."""
     shifted = replace(options, shift=half_patch(trained.network.shape))
-    passes = tuple(encode(acquisition, trained, report, each, device) for each in (options, shifted))
+    passes = tuple(
+        encode(acquisition, trained, PartReport(report, part, 2), each, device)
+        for part, each in enumerate((options, shifted))
+    )
     return Features(passes, Cells(passes[0].slabs))
 
 

@@ -15,7 +15,7 @@ from DiffusionFMLib.encoder.embedding import EncoderProtocol
 from DiffusionFMLib.encoder.mae import Sample, reconstruct, shells_of
 from DiffusionFMLib.encoder.slabs import ScanSlabs
 from DiffusionFMLib.errors import ProtocolError
-from DiffusionFMLib.events import Report
+from DiffusionFMLib.events import PartReport, Report
 from DiffusionFMLib.fitting.device import one_thread_per_operation
 from DiffusionFMLib.fitting.tiles import for_each_tile
 from DiffusionFMLib.overlays.cells import Cells, half_patch
@@ -62,7 +62,7 @@ def surprise(
             msg = f"{acquisition.name} has {len(slabs.volumes)} directions; expected {MIN_VOLUMES} at least."
             raise ProtocolError(msg, "Leave the surprise out.")
         hidden = _half(slabs, np.random.default_rng([seed, number]))
-        maps.append((slabs, _error(slabs, trained, noise, (hidden, ~hidden), report, device)))
+        maps.append((slabs, _error(slabs, trained, noise, (hidden, ~hidden), PartReport(report, number, 2), device)))
     return np.sqrt(Cells(maps[0][0]).mean(maps))
 
 
