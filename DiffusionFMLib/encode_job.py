@@ -19,7 +19,7 @@ from DiffusionFMLib.jobfiles import (
     read_scan,
     result_key,
 )  # fmt: skip
-from DiffusionFMLib.maps import MapSpec, ParameterMap
+from DiffusionFMLib.maps import FitStatus, MapSpec, ParameterMap
 from DiffusionFMLib.overlays.kinds import FEATURES, ON_ATTENTION, OVERLAYS, wanted
 from DiffusionFMLib.reporting import JobReport
 from DiffusionFMLib.session import Session
@@ -41,18 +41,23 @@ def encode(settings: EncodeSettings, report: JobReport, session: Session, arrays
 
     The session remembers it, so that a viewer's questions about places are answered without encoding again.
     """
-    from DiffusionFMLib.encoder.checkpoint import encoder_file
+    from DiffusionFMLib.encoder.checkpoint import encoder_file, load_encoder
+    from DiffusionFMLib.fitting.device import choose_device
     from DiffusionFMLib.io import outputs
     from DiffusionFMLib.stored_weights import digest_of
 
     out = outputs.output_folder(settings.out, arrays)
     weights = encoder_file(settings.encoder)
+    device = choose_device(settings.device)
+    # before the scan, which takes longer to read
+    trained = load_encoder(weights, device)
     acquisition = read_scan(settings, report, session)
     report.enter(CHECK)
     quality = session.quality(report)
     for finding in quality.findings:
         report.warning("quality", finding)
-    key = result_key(session.digest(report), settings, EncodeSettings, digest_of(weights))
+    digest = digest_of(weights)
+    key = result_key(session.digest(report), settings, EncodeSettings, digest)
     summary = out / f"{acquisition.name}_{FEATURES}_summary.json"
     result = {"name": acquisition.name, "out": str(out), "quality": quality.to_dict()}
     if arrays is None and (kept := _finished(summary, key)) is not None:
@@ -60,7 +65,7 @@ def encode(settings: EncodeSettings, report: JobReport, session: Session, arrays
 
     encoded = session.encoded(key)
     if encoded is None:
-        encoded = _encoded(session.prepare(settings, report), weights, settings, report)
+        encoded = _encoded(session.prepare(settings, report), trained, settings, report, device)
         session.keep_encoded(key, encoded)
     report.enter(WRITE)
     outputs.discard_stale(out)
@@ -68,6 +73,7 @@ def encode(settings: EncodeSettings, report: JobReport, session: Session, arrays
     ours = {
         **provenance(key, settings, EncodeSettings, quality.findings),
         "method": ENCODER,
+        "weights": {"file": weights.name, "sha256": digest},
         "notes": list(encoded.acquisition.notes),
     }
     files = [_write_tokens(encoded, ours, out, acquisition.name)]
@@ -88,15 +94,13 @@ def encode(settings: EncodeSettings, report: JobReport, session: Session, arrays
     return {**result, **made}
 
 
-def _encoded(scan: Acquisition, weights: Path, settings: EncodeSettings, report: JobReport) -> EncodedScan:
+def _encoded(
+    scan: Acquisition, trained: TrainedEncoder, settings: EncodeSettings, report: JobReport, device: torch.device
+) -> EncodedScan:
     """All that was asked for of a prepared scan."""
-    from DiffusionFMLib.encoder.checkpoint import load_encoder
     from DiffusionFMLib.encoder.volume import EncodingOptions
-    from DiffusionFMLib.fitting.device import choose_device
     from DiffusionFMLib.overlays import attention, encoded, features
 
-    device = choose_device(settings.device)
-    trained = load_encoder(weights, device)
     options = EncodingOptions(memory_mib=settings.memory_mib, half=settings.half)
     report.enter(ENCODE)
     made = features.features_of(scan, trained, report, options, device)
@@ -145,8 +149,9 @@ def _influence(
         report.warning("no-influence", f"There is no map of influence, which is that on FA: {reason}")
         return None
     report.enter(INFLUENCE)
-    fa = fit(scan, MODELS[settings.model], settings, report).maps["fa"].data
-    return influence(scan, trained, Readout.of(features.passes[0], fa), report, device)
+    maps = fit(scan, MODELS[settings.model], settings, report).maps
+    inside = maps["status"].data != FitStatus.OUTSIDE
+    return influence(scan, trained, Readout.of(features.passes[0], maps["fa"].data, inside), report, device)
 
 
 def _write_tokens(encoded: EncodedScan, ours: dict[str, Any], out: Path, stem: str) -> Path:

@@ -40,6 +40,12 @@ class InputError(DiffusionFMError):
     code = "input"
 
 
+class NotEncodedError(InputError):
+    """A question is about what the encoder made of a scan that was not encoded."""
+
+    code = "not-encoded"
+
+
 class GradientError(InputError):
     """The b-values or gradient directions cannot be used."""
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from DiffusionFMLib.errors import InputError, SettingsError
+from DiffusionFMLib.errors import InputError, NotEncodedError, SettingsError
 from DiffusionFMLib.events import Report, SilentReport
 from DiffusionFMLib.physics import METHODS, MODELS
 from DiffusionFMLib.settings import ComputeSettings, FitSettings, ScanSettings
@@ -198,7 +198,7 @@ class Session:
         kept = self._current().encoded
         if kept is None:
             msg = "The scan was not encoded yet."
-            raise InputError(msg, "Run encode on it first.")
+            raise NotEncodedError(msg, "Run encode on it first.")
         return kept[1]
 
     def _voxel(self, ijk: Any) -> dict[str, Any]:

@@ -239,7 +239,8 @@ class EncodeSettings(ComputeSettings):
     )
     overlays: str = option(
         "standard",
-        "Which maps: those that passed the test of stability, or all, of which the influence of places takes minutes.",
+        "Which maps: the standard ones, and those of the features; or all, of which the influence of places takes "
+        "minutes.",
         choices=("standard", "all"),
     )
     half: bool = option(False, "Matrix products in bfloat16: faster where the hardware has it.", advanced=True)

@@ -20,7 +20,7 @@ SHAPE = EncoderShape(
     24, 2, 2, 24, 1, 24, (4, 4, 4), directions="even", position_divisor=4.0, axes="scanner", brain_only=True
 )
 INSIDE = [12, 12, 6]
-ALL = ["surprise", "rollout", "pca", "directions", "influence"]
+ALL = ["surprise", "pca", "influence", "directions", "rollout"]
 
 
 def write_encoder(path, seed=0):
@@ -102,7 +102,7 @@ def test_tokens_lie_at_their_patches(encoded, scan):
 
 def test_a_resident_worker_answers_about_places(worker, encoded):
     assert ask(worker, what="encoding") == {
-        "encoded": True, "blocks": 2, "heads": 2, "overlays": ["raw", "similarity", "directions"],
+        "encoded": True, "blocks": 2, "heads": 2, "overlays": ["similarity", "directions", "raw"],
     }  # fmt: skip
     answer = ask(worker, what="overlay", overlay="similarity", ijk=INSIDE)
     assert answer["shape"] == [12, 12, 6]

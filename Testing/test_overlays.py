@@ -296,7 +296,9 @@ def test_the_readout_finds_what_features_carry(features: Features) -> None:
     rng = np.random.default_rng(1)
     weights = rng.normal(size=first.tokens.shape[-1]).astype(np.float32)
     fa = first.on_scan(0.3 + 0.01 * first.tokens @ weights)
-    readout = Readout.of(first, fa)
+    mask = scan().mask
+    assert mask is not None
+    readout = Readout.of(first, fa, mask)
     present = first.slabs.present
     found = readout(torch.from_numpy(first.tokens[present])).numpy()
     expected = 0.3 + 0.01 * first.tokens[present] @ weights
@@ -392,7 +394,7 @@ def test_without_geometry_there_is_nothing_to_compare_with(trained: TrainedEncod
 
 def test_maps_are_the_scans_own_grid(encoded: EncodedScan) -> None:
     maps = {map.spec.name: map for map in encoded.maps({"key": "k"})}
-    assert list(maps) == ["surprise", "rollout", "pca", "directions"]
+    assert list(maps) == ["surprise", "pca", "directions", "rollout"]
     mask = encoded.acquisition.mask
     assert mask is not None
     for name, map in maps.items():

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from DiffusionFMLib.errors import DiffusionFMError
+from DiffusionFMLib.errors import DiffusionFMError, NotEncodedError
 from DiffusionFMLib.overlays.kinds import OVERLAYS, Overlay
 from DiffusionFMSlicer import directionsplot
-from DiffusionFMSlicer.directions import Directions, directionsOf
+from DiffusionFMSlicer.directions import SENTENCE, Directions, directionsOf
 from DiffusionFMSlicer.inspector import crosshairNode
 from DiffusionFMSlicer.parameters import PANEL, SCAN
 from DiffusionFMSlicer.queries import Queries
@@ -172,7 +172,8 @@ class AttentionBox:
             return COMPUTE_FIRST
         if features.isAsked(overlay) and known is not None and overlay.spec.name in known.overlays:
             return ""
-        return NOT_MADE if overlay.standard else COMPUTE_ALL
+        hadAll = known is not None and known.blocks > 0
+        return NOT_MADE if overlay.standard or hadAll else COMPUTE_ALL
 
     # --- asking -------------------------------------------------------------------------------------------------
 
@@ -208,7 +209,10 @@ class AttentionBox:
     def _ask(self, body: dict[str, Any], onAnswer: Callable[[dict[str, Any]], None]) -> None:
         self._queries.ask(body, onAnswer, self._refused)
 
-    def _refused(self, message: str) -> None:
+    def _refused(self, message: str, code: str) -> None:
+        if code == NotEncodedError.code:
+            # the worker has read another scan meanwhile, or this one with another mask
+            self._encoding, message = None, ""
         self._refusal = message
         self._panel.refresh()
 
@@ -236,14 +240,14 @@ class AttentionBox:
         try:
             self._directions = directionsOf(answer, features.mainDirection(scan, ras))
         except DiffusionFMError as error:
-            self._refused(error.message)
+            self._refused(error.message, error.code)
             return
         ui = self._ui
         ui.directionsBox.visible = True
         ui.directionsPlot.setPixmap(
             directionsplot.draw(self._directions, ui.featureLabel.width, ui.featureLabel.palette)
         )
-        ui.directionsLabel.text = self._directions.sentence()
+        ui.directionsLabel.text = SENTENCE
         plots.updateChart(self._directions)
         self._agreed()
 

@@ -10,6 +10,12 @@ from numpy.typing import NDArray
 
 from DiffusionFMLib.gradients import GradientTable
 
+SENTENCE = (
+    "Each mark is a volume of the scan: above 0 it gets more attention at this point than the directions' geometry "
+    "alone gives it."
+)
+"""What the plot shows, for people."""
+
 BEYOND = "Attention beyond geometry (% of an even share)"
 
 
@@ -42,21 +48,10 @@ class Directions:
         What the angles are to.
     series : tuple of Series
         By b-value.
-    b0 : float or None, %
-        Mean of the volumes that have no direction.
     """
 
     axis: str
     series: tuple[Series, ...]
-    b0: float | None
-
-    def sentence(self) -> str:
-        """What the plot shows, for people."""
-        text = (
-            "Each mark is a volume of the scan: above 0 it gets more attention at this point than the directions' "
-            "geometry alone gives it."
-        )
-        return text if self.b0 is None else f"{text} Volumes without a direction (b 0): {self.b0:+.0f} % on average."
 
 
 def directionsOf(answer: dict[str, Any], axis: NDArray[np.float64] | None) -> Directions:
@@ -66,21 +61,20 @@ def directionsOf(answer: dict[str, Any], axis: NDArray[np.float64] | None) -> Di
     ----------
     answer : dict
         ``bvals`` (N,), ``bvecs`` (N, 3) in scanner RAS, ``attention`` (N,) and ``geometry`` (N,) that both add up to 1.
+        All volumes have a direction.
     axis : array, shape (3,), optional
-        Main direction of the diffusion; that of the volume with the most attention when not given.
+        Main direction of the diffusion; that of the volume with the most attention beyond geometry when not given.
     """
-    gtab = GradientTable(answer["bvals"], answer["bvecs"])
+    gtab = GradientTable(answer["bvals"], answer["bvecs"], b0_threshold=0)
     attention = np.array(answer["attention"], float)
     beyond = (attention - np.array(answer["geometry"], float)) * len(gtab) * 100
     title = "Angle to the main direction, V1 (degrees)"
     if axis is None:
-        axis = gtab.bvecs[np.argmax(np.where(gtab.bvecs.any(axis=1), beyond, -np.inf))]
+        axis = gtab.bvecs[np.argmax(beyond)]
         title = "Angle to the direction that stands out most (degrees)"
     angles = np.rad2deg(np.arccos(np.clip(np.abs(gtab.bvecs @ axis), 0, 1)))
     series = []
     for shell in gtab.shells:
         which = np.array(shell.indices)
-        # vendors' trace volumes have no direction
-        which = which[~gtab.trace_mask[which]]
         series.append(Series(f"b {shell.bval:.0f}", angles[which], beyond[which]))
-    return Directions(title, tuple(series), float(beyond[gtab.b0_mask].mean()) if gtab.b0_mask.any() else None)
+    return Directions(title, tuple(series))

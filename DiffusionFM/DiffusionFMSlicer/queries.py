@@ -26,15 +26,15 @@ class _Query:
     body : dict
         ``what`` and its arguments.
     onAnswer : callable(dict)
-    onRefused : callable(str)
-        Gets a sentence for people.
+    onRefused : callable(str, str)
+        Gets a sentence for people, and the error's code.
     worker : int, optional
         Process that it was sent to.
     """
 
     body: dict[str, Any]
     onAnswer: Callable[[dict[str, Any]], None]
-    onRefused: Callable[[str], None]
+    onRefused: Callable[[str, str], None]
     worker: int | None = None
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
@@ -62,7 +62,7 @@ class Queries:
         self._looking = False
 
     def ask(
-        self, body: dict[str, Any], onAnswer: Callable[[dict[str, Any]], None], onRefused: Callable[[str], None]
+        self, body: dict[str, Any], onAnswer: Callable[[dict[str, Any]], None], onRefused: Callable[[str, str], None]
     ) -> None:
         """Ask as soon as the worker is free; a question that still waits for that is replaced by one of its kind.
 
@@ -71,8 +71,8 @@ class Queries:
         body : dict
             ``what`` and its arguments.
         onAnswer : callable(dict)
-        onRefused : callable(str)
-            Called with a sentence for people if there is no answer.
+        onRefused : callable(str, str)
+            Called with a sentence for people, and the error's code, if there is no answer.
         """
         self._waiting[body["what"]] = _Query(body, onAnswer, onRefused)
         self.pump()
@@ -86,19 +86,19 @@ class Queries:
         """Send the next question if the worker is free."""
         if self._asked is not None and self._asked.worker != self._worker.pid:
             lost, self._asked = self._asked, None
-            lost.onRefused(LOST)
+            lost.onRefused(LOST, "")
         if self._asked is not None or not self._waiting or not self._isIdle():
             return
         query = self._waiting.pop(next(iter(self._waiting)))
         if not self._worker.running:
             # a fresh one knows of nothing that it could be asked
             self._waiting.clear()
-            query.onRefused(LOST)
+            query.onRefused(LOST, "")
             return
         try:
             self._worker.send({"id": query.id, "op": "query", **query.body})
         except DiffusionFMError as error:
-            query.onRefused(f"{error.message} {error.hint}".strip())
+            query.onRefused(f"{error.message} {error.hint}".strip(), error.code)
             return
         query.worker = self._worker.pid
         self._asked = query
@@ -115,7 +115,7 @@ class Queries:
             query.onAnswer(event.data)
         elif isinstance(event, Failed):
             self._worker.log.extend(event.traceback.splitlines())
-            query.onRefused(f"{event.message} {event.hint}".strip())
+            query.onRefused(f"{event.message} {event.hint}".strip(), event.code)
         # what was called may have dropped it, as when the scene was closed meanwhile
         if self._asked is query and isinstance(event, Finished | Failed | Cancelled):
             self._asked = None

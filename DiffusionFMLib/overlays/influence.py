@@ -44,15 +44,16 @@ class Readout:
     offset: float
 
     @classmethod
-    def of(cls, encoding: Encoding, fa: NDArray[np.float32]) -> Readout:
-        """Of an encoding, and FA in the scan's grid, shape (X, Y, Z)."""
+    def of(cls, encoding: Encoding, fa: NDArray[np.float32], mask: NDArray[np.bool_]) -> Readout:
+        """Of an encoding, and FA in the scan's grid, shape (X, Y, Z), of the mask's voxels."""
         slabs, tokens, values = encoding.slabs, [], []
         flat = encoding.tokens.reshape(-1, encoding.tokens.shape[-1])
         for number in range(len(slabs)):
             where = slabs.where(number)
             if len(where):
                 tokens.append(flat[where])
-                values.append(slabs.rows(fa, number).mean(1).numpy())
+                brain = slabs.rows(mask.astype(np.float32), number)
+                values.append(((slabs.rows(fa, number) * brain).sum(1) / brain.sum(1).clamp_min(1)).numpy())
         x, y = np.concatenate(tokens).astype(np.float64), np.concatenate(values).astype(np.float64)
         mean, target = x.mean(0), y.mean()
         covariance = (x - mean).T @ (x - mean)

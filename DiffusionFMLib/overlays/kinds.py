@@ -31,7 +31,7 @@ class Overlay:
     standard : bool
         It passed the gate (``Testing/Evaluation/overlays.py``): much the same from other directions of the same scan,
         another with random weights, and what it marks matters more to a readout than other places. What did not pass is
-        not shown by itself.
+        called unproven, and not shown by itself.
     """
 
     spec: MapSpec
@@ -52,34 +52,16 @@ _ALL: Final = (
         MapSpec(
             "surprise", "Surprise", "sigma",
             "How far measured signal lies from what the encoder expects of it after seeing other directions, in units "
-            "of the noise: 1 is noise alone.",
-            (1.0, 4.0), "inferno",
+            "of the noise: noise alone would be 1. It holds the encoder's own error too: fluid is bright in any scan.",
+            (1.0, 6.0), "inferno",
         ),
         ATTENTION, standard=True,
     ),
     Overlay(
         MapSpec(
-            "raw", "Raw attention of the point", "",
-            "Which places the point attends to within its slab, relative to attending to all alike: raw weights, which "
-            "do not tell what matters to the result.",
-            (0.0, 4.0), "inferno",
-        ),
-        ATTENTION, of_point=True, of_head=True,
-    ),
-    Overlay(
-        MapSpec(
-            "rollout", "Attention rollout", "",
-            "Which places the scan's summary draws on when attention is followed through all blocks, relative to all "
-            "alike: raw weights, which do not tell what matters to the result.",
-            (0.0, 4.0), "inferno",
-        ),
-        ATTENTION,
-    ),
-    Overlay(
-        MapSpec(
             "similarity", "Similarity to the point", "",
-            "How alike the learned features are to those at the point: 1 is the same, 0 is what any two places have in "
-            "common.",
+            "How alike the learned features are to those at the point: 1 is the same, 0 is no more than two places "
+            "have in common on average, below 0 less.",
             _UNIT, "inferno",
         ),
         FEATURES, of_point=True,
@@ -95,18 +77,37 @@ _ALL: Final = (
     ),
     Overlay(
         MapSpec(
+            "influence", "Influence on FA", "",
+            "How much what the encoder's features say of FA elsewhere in the layer changes when this place, two by two "
+            "patches, is hidden; by 12 directions at most.",
+            (0.0, 0.005), "inferno",
+        ),
+        ATTENTION,
+    ),
+    Overlay(
+        MapSpec(
             "directions", "Attention to directions", "",
-            "How far attention over the directions differs from what it is for a signal that is the same in all of "
-            "them: 0 is what the directions' geometry alone gives.",
-            (0.0, 0.5), "inferno",
+            "How far attention over the directions differs from what it is for a signal that is the same in all of a "
+            "shell: 0 is what the directions' geometry alone gives.",
+            (0.0, 0.05), "inferno",
         ),
         ATTENTION, of_head=True,
     ),
     Overlay(
         MapSpec(
-            "influence", "Influence on FA", "",
-            "How much what the encoder's features say of FA elsewhere in the slab changes when this place is hidden.",
-            (0.0, 0.02), "inferno",
+            "raw", "Raw attention of the point", "",
+            "Which places the point attends to within its layer of patches, relative to attending to all alike: raw "
+            "weights, which do not tell what matters to the result.",
+            (0.0, 4.0), "inferno",
+        ),
+        ATTENTION, of_point=True, of_head=True,
+    ),
+    Overlay(
+        MapSpec(
+            "rollout", "Attention rollout", "",
+            "Which places each layer's summary draws on when attention is followed through all blocks, relative to all "
+            "of the layer alike: raw weights, which do not tell what matters to the result.",
+            (0.0, 4.0), "inferno",
         ),
         ATTENTION,
     ),

@@ -125,7 +125,7 @@ def encoded(scan: Acquisition, trained: TrainedEncoder, with_influence: bool) ->
     """All overlays, and the readout that influence is on."""
     made = features_of(scan, trained, SILENT)
     fa = fit(scan, DTI(), FitSettings(method="ols", device="cpu"), SILENT).maps["fa"].data
-    readout = Readout.of(made.passes[0], fa)
+    readout = Readout.of(made.passes[0], fa, scan.mask)
     influential = influence(scan, trained, readout, SILENT) if with_influence else None
     surprised, watched = surprise(scan, trained, SILENT), watch(scan, trained, SILENT, MEMORY_MIB)
     return EncodedScan(scan, made, surprised, watched, influential), readout
