@@ -113,7 +113,7 @@ def _encoded(
         geometry = "directions" in asked
         watched = attention.watch(scan, trained, report, settings.memory_mib, device, geometry=geometry)
     if "influence" in asked:
-        influential = _influence(scan, trained, made, report, device)
+        influential = _influence(scan, trained, made, report, device, settings.memory_mib)
     return encoded.EncodedScan(scan, made, surprised, watched, influential)
 
 
@@ -132,11 +132,11 @@ def _surprise(
         )
         return None
     report.enter(SURPRISE)
-    return surprise.surprise(scan, trained, report, settings.seed, device)
+    return surprise.surprise(scan, trained, report, settings.seed, device, settings.memory_mib)
 
 
 def _influence(
-    scan: Acquisition, trained: TrainedEncoder, features: Any, report: JobReport, device: torch.device
+    scan: Acquisition, trained: TrainedEncoder, features: Any, report: JobReport, device: torch.device, memory: int
 ) -> Any:
     """How much places matter to a readout of FA; None where the scan has none."""
     from DiffusionFMLib.fitting import fit
@@ -151,7 +151,7 @@ def _influence(
     report.enter(INFLUENCE)
     maps = fit(scan, MODELS[settings.model], settings, report).maps
     inside = maps["status"].data != FitStatus.OUTSIDE
-    return influence(scan, trained, Readout.of(features.passes[0], maps["fa"].data, inside), report, device)
+    return influence(scan, trained, Readout.of(features.passes[0], maps["fa"].data, inside), report, device, memory)
 
 
 def _write_tokens(encoded: EncodedScan, ours: dict[str, Any], out: Path, stem: str) -> Path:

@@ -20,6 +20,7 @@ from DiffusionFMLib.encoder.transformer import DiffusionTransformer
 from DiffusionFMLib.errors import DeviceError, InputError, ProtocolError, SettingsError
 from DiffusionFMLib.events import SilentReport
 from DiffusionFMLib.gradients import GradientTable
+from DiffusionFMLib.overlays import memory
 from DiffusionFMLib.overlays import surprise as surprises
 from DiffusionFMLib.overlays.attention import Attention, watch
 from DiffusionFMLib.overlays.cells import Cells
@@ -27,6 +28,7 @@ from DiffusionFMLib.overlays.encoded import EncodedScan
 from DiffusionFMLib.overlays.features import Features, features_of
 from DiffusionFMLib.overlays.influence import Readout, influence
 from DiffusionFMLib.overlays.kinds import OVERLAYS
+from DiffusionFMLib.overlays.memory import thinned
 
 SHAPE = EncoderShape(
     24, 2, 2, 48, 1, 48, (4, 4, 2), directions="even", position_divisor=4.0, axes="scanner", brain_only=True
@@ -212,6 +214,25 @@ def test_halves_share_out_each_shell() -> None:
         counts = [int(hidden[list(shell.indices)].sum()) for shell in slabs.gtab.shells]
         assert counts[0] == 3
         assert counts[1] in (2, 3)
+
+
+def test_surprise_stays_within_its_memory(trained: TrainedEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    # so much of a small network that 1 MiB does not hold eleven volumes
+    monkeypatch.setattr(memory, "HELD", 6)
+    told = SilentReport()
+    surprises.surprise(scan(), trained, told, memory_mib=1)
+    assert [code for code, _ in told.warnings] == ["surprise"]
+    assert "of 11 directions" in told.warnings[0][1]
+    with pytest.raises(DeviceError, match="0 MiB"):
+        surprises.surprise(scan(), trained, SilentReport(), memory_mib=0)
+
+
+def test_thinned_scans_keep_b0s_and_spread_directions() -> None:
+    some = thinned(scan(), 4, "Some.")
+    assert len(some.gtab) == 6
+    assert some.gtab.b0_mask.sum() == 2
+    np.testing.assert_allclose(some.gtab.bvecs[~some.gtab.b0_mask], GTAB.bvecs[WEIGHTED[[0, 3, 7, 10]]])
+    assert thinned(scan(), 11, "Some.").gtab is GTAB
 
 
 def test_surprise_needs_directions(trained: TrainedEncoder) -> None:

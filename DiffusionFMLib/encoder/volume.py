@@ -14,6 +14,7 @@ from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.encoder.attention import CPU_BYTES, CUDA_BYTES
 from DiffusionFMLib.encoder.checkpoint import TrainedEncoder
 from DiffusionFMLib.encoder.embedding import EncoderProtocol
+from DiffusionFMLib.encoder.shape import EncoderShape
 from DiffusionFMLib.encoder.slabs import Scalar, ScanSlabs
 from DiffusionFMLib.errors import DeviceError
 from DiffusionFMLib.events import Report
@@ -149,6 +150,11 @@ def encode(
     return Encoding(tokens, each, cls, slabs)
 
 
+def token_bytes(shape: EncoderShape) -> int:
+    """Memory of a token in half a block: it and its sums, norms, qkv, attention, and twice the perceptron's inside."""
+    return 4 * (8 * shape.hidden + 2 * shape.mlp)
+
+
 def _share(
     slabs: ScanSlabs, protocol: EncoderProtocol, options: EncodingOptions, device: torch.device
 ) -> tuple[int, int]:
@@ -166,8 +172,7 @@ def _share(
     voxels = int(np.prod(slabs.grid[:2])) * shape.slab * shape.patch_voxels
     kernel = CPU_BYTES if device.type == "cpu" else CUDA_BYTES
     slab = 4 * volumes * (3 * voxels + 4 * places * shape.hidden) + kernel
-    # of each token in half a block: it and its sums, norms, qkv, attention, and twice the perceptron's inside
-    token = 4 * (8 * shape.hidden + 2 * shape.mlp)
+    token = token_bytes(shape)
     least = max(volumes, places + 1)
     budget = (options.memory_mib << 20) - results
     workers = cpu_workers() if device.type == "cpu" else 1

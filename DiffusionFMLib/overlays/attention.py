@@ -23,6 +23,7 @@ from DiffusionFMLib.events import Report
 from DiffusionFMLib.fitting.device import one_thread_per_operation
 from DiffusionFMLib.fitting.tiles import for_each_tile
 from DiffusionFMLib.gradients import GradientTable
+from DiffusionFMLib.overlays.memory import slabs_at_once
 
 PLACES_AT_ONCE: Final = 128
 """Whose attention over directions is held at a time."""
@@ -174,11 +175,11 @@ def watch(
     each = shape.blocks * shape.heads
     sizes = [(1 + int(count)) ** 2 for count in slabs.places()]
     received = 8 * each * len(slabs.volumes) * int(np.prod(slabs.grid))
-    # one slab's, of all directions of a block, is there at a time as well
-    needed = 2 * each * sum(sizes) + received + 4 * shape.heads * max(sizes) * len(slabs.volumes)
+    needed = 2 * each * sum(sizes) + received
     if needed > memory_mib << 20:
         msg = f"Attention of this scan takes {needed / 2**20:.0f} MiB; {memory_mib} are allowed."
         raise DeviceError(msg, "Allow more memory (--memory-mib), or leave attention out (--overlays standard).")
+    at_once = slabs_at_once(slabs, (memory_mib << 20) - needed, device, "Attention")
     size = (shape.blocks, shape.heads, len(slabs.volumes), *slabs.grid)
     directions, alone = np.zeros(size, np.float32), np.zeros(size if geometry else 0, np.float32)
     places = [np.zeros((shape.blocks, shape.heads, 1, 1), np.float16) for _ in sizes]
@@ -196,7 +197,7 @@ def watch(
         _flat(alone)[..., slab.where] = _watched(network, same, protocol)[0]
 
     with one_thread_per_operation():
-        for_each_tile(len(slabs), 1, device, lambda: work, report, "Attention")
+        for_each_tile(len(slabs), 1, device, lambda: work, report, "Attention", at_once)
     return Attention(slabs, tuple(places), directions, alone if geometry else None)
 
 

@@ -15,10 +15,11 @@ from DiffusionFMLib.encoder.checkpoint import TrainedEncoder
 from DiffusionFMLib.encoder.embedding import EncoderProtocol
 from DiffusionFMLib.encoder.slabs import ScanSlabs
 from DiffusionFMLib.encoder.transformer import DiffusionTransformer
-from DiffusionFMLib.encoder.volume import Encoding
+from DiffusionFMLib.encoder.volume import DEFAULTS, Encoding
 from DiffusionFMLib.events import Report
 from DiffusionFMLib.fitting.device import one_thread_per_operation
 from DiffusionFMLib.fitting.tiles import for_each_tile
+from DiffusionFMLib.overlays.memory import slabs_at_once, thinned
 
 HIDDEN_EDGE: Final = 2
 """Patches along x and y that are hidden together."""
@@ -72,6 +73,7 @@ def influence(
     readout: Readout,
     report: Report,
     device: torch.device | None = None,
+    memory_mib: int = DEFAULTS.memory_mib,
 ) -> NDArray[np.float32]:
     """Mean change of the readout at a slab's other places when a place is hidden from them, shape of the grid.
 
@@ -84,14 +86,18 @@ def influence(
     readout : Readout
     report : Report
     device : torch.device, optional
+    memory_mib : int, MiB
+
+    Raises
+    ------
+    DeviceError
+        If the memory allowed does not do for one slab.
     """
     device = device or torch.device("cpu")
     network = trained.network
-    weighted = np.flatnonzero(~acquisition.gtab.b0_mask & ~acquisition.gtab.trace_mask)
-    spread = weighted[np.unique(np.linspace(0, len(weighted) - 1, MAX_VOLUMES).round().astype(int))]
-    kept = np.sort(np.r_[np.flatnonzero(acquisition.gtab.b0_mask), spread])
-    some = acquisition.subset(kept, "Influence is computed with some of the directions.")
+    some = thinned(acquisition, MAX_VOLUMES, "Influence is computed with some of the directions.")
     slabs = ScanSlabs(some, network.shape, (0, 0, 0), with_b0=False)
+    at_once = slabs_at_once(slabs, memory_mib << 20, device, "Influence")
     protocol = EncoderProtocol.of(slabs.gtab, network.shape, device=device)
     result = np.zeros(slabs.grid, np.float32)
 
@@ -104,7 +110,7 @@ def influence(
             result.reshape(-1)[slab.where] = found.cpu().numpy()
 
     with one_thread_per_operation():
-        for_each_tile(len(slabs), 1, device, lambda: work, report, "Influence")
+        for_each_tile(len(slabs), 1, device, lambda: work, report, "Influence", at_once)
     return result
 
 

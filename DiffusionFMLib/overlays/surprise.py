@@ -14,11 +14,13 @@ from DiffusionFMLib.encoder.checkpoint import TrainedEncoder
 from DiffusionFMLib.encoder.embedding import EncoderProtocol
 from DiffusionFMLib.encoder.mae import Sample, reconstruct, shells_of
 from DiffusionFMLib.encoder.slabs import ScanSlabs
+from DiffusionFMLib.encoder.volume import DEFAULTS
 from DiffusionFMLib.errors import ProtocolError
 from DiffusionFMLib.events import PartReport, Report
 from DiffusionFMLib.fitting.device import one_thread_per_operation
 from DiffusionFMLib.fitting.tiles import for_each_tile
 from DiffusionFMLib.overlays.cells import Cells, half_patch
+from DiffusionFMLib.overlays.memory import slabs_at_once, thinned, volumes_within
 from DiffusionFMLib.preprocessing.noise import estimate_noise, noise_between_neighbours
 
 MIN_VOLUMES: Final = 4
@@ -31,6 +33,7 @@ def surprise(
     report: Report,
     seed: int = 0,
     device: torch.device | None = None,
+    memory_mib: int = DEFAULTS.memory_mib,
 ) -> NDArray[np.float32]:
     """Root mean square of measured minus expected signal over its noise, shape `Cells.grid`; 0 outside the brain.
 
@@ -46,23 +49,36 @@ def surprise(
     report : Report
     seed : int
     device : torch.device, optional
+    memory_mib : int, MiB
+        What it may take; where that is not enough for all directions, some are left out.
 
     Raises
     ------
     ProtocolError
         If the scan has fewer than four directions, or no b0.
+    DeviceError
+        If the memory does not do for four.
     """
     device = device or torch.device("cpu")
     shape = trained.network.shape
-    noise = noise_over_b0(acquisition)
+    noise, allowed = noise_over_b0(acquisition), memory_mib << 20
+    whole = ScanSlabs(acquisition, shape, (0, 0, 0), with_b0=False)
+    count = max(MIN_VOLUMES, volumes_within(whole, allowed))
+    if count < len(whole.volumes):
+        note = f"Surprise was computed with {count} of {len(whole.volumes)} directions, within the memory allowed."
+        report.warning("surprise", note)
+        acquisition = thinned(acquisition, count, note)
     maps = []
     for number, shift in enumerate(((0, 0, 0), half_patch(shape))):
         slabs = ScanSlabs(acquisition, shape, shift, with_b0=False)
         if len(slabs.volumes) < MIN_VOLUMES:
             msg = f"{acquisition.name} has {len(slabs.volumes)} directions; expected {MIN_VOLUMES} at least."
             raise ProtocolError(msg, "Leave the surprise out.")
+        at_once = slabs_at_once(slabs, allowed, device, "Surprise")
         hidden = _half(slabs, np.random.default_rng([seed, number]))
-        maps.append((slabs, _error(slabs, trained, noise, (hidden, ~hidden), PartReport(report, number, 2), device)))
+        maps.append(
+            (slabs, _error(slabs, trained, noise, (hidden, ~hidden), PartReport(report, number, 2), device, at_once))
+        )
     return np.sqrt(Cells(maps[0][0]).mean(maps))
 
 
@@ -94,6 +110,7 @@ def _error(
     halves: tuple[Tensor, Tensor],
     report: Report,
     device: torch.device,
+    at_once: int,
 ) -> NDArray[np.float32]:
     """Mean square of what was not expected, over the noise's, shape of the grid of patches."""
     network = trained.network
@@ -118,5 +135,5 @@ def _error(
         result.reshape(-1)[slab.where] = (square / count.clamp_min(1)).cpu().numpy()
 
     with one_thread_per_operation():
-        for_each_tile(len(slabs), 1, device, lambda: work, report, "Surprise")
+        for_each_tile(len(slabs), 1, device, lambda: work, report, "Surprise", at_once)
     return result

@@ -1,0 +1,47 @@
+"""How much of a scan goes through the network at a time, where slabs are not cut into pieces."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import torch
+
+from DiffusionFMLib.acquisition import Acquisition
+from DiffusionFMLib.encoder.slabs import ScanSlabs
+from DiffusionFMLib.encoder.volume import token_bytes
+from DiffusionFMLib.errors import DeviceError
+from DiffusionFMLib.fitting.device import cpu_workers
+
+HELD: Final = 3
+"""Of what a token takes in half a block, so much is held at a time at most: measured."""
+
+
+def volumes_within(slabs: ScanSlabs, allowed: int) -> int:
+    """How many volumes of the fullest slab fit into so many bytes."""
+    return allowed // (HELD * token_bytes(slabs.shape) * (1 + int(slabs.places().max())))
+
+
+def slabs_at_once(slabs: ScanSlabs, allowed: int, device: torch.device, what: str) -> int:
+    """How many slabs to work on at a time within so many bytes.
+
+    Raises
+    ------
+    DeviceError
+        If not even one fits; `what` says what of.
+    """
+    fit = volumes_within(slabs, allowed) // len(slabs.volumes)
+    if fit < 1:
+        msg = f"{what} of {len(slabs.volumes)} directions does not fit into the memory allowed, {allowed >> 20} MiB."
+        raise DeviceError(msg, "Allow more memory (--memory-mib).")
+    return min(fit, cpu_workers()) if device.type == "cpu" else 1
+
+
+def thinned(acquisition: Acquisition, count: int, note: str) -> Acquisition:
+    """The scan with at most so many of its directions, spread over the protocol's order, and all b0s."""
+    gtab = acquisition.gtab
+    weighted = np.flatnonzero(~gtab.b0_mask & ~gtab.trace_mask)
+    if len(weighted) <= count:
+        return acquisition
+    spread = weighted[np.linspace(0, len(weighted) - 1, count).round().astype(int)]
+    return acquisition.subset(np.sort(np.r_[np.flatnonzero(gtab.b0_mask), spread]), note)
