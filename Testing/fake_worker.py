@@ -93,11 +93,11 @@ def encode(request: dict[str, Any]) -> None:
         colors="rgb",
         method="encoder",
     )
-    artifact(request, "surprise", values, affine, title="Surprise", colors="inferno", method="encoder")
+    artifact(request, "rollout", values, affine, title="Attention rollout", colors="inferno", method="encoder")
     encoded["values"], encoded["affine"] = values, affine
     header = json.loads(Path(request["settings"]["dwi"]).with_suffix(".json").read_text())
     encoded["bvals"], encoded["bvecs"] = header["bvals"], header["bvecs"]
-    emit("result", request["id"], data={"name": "scan", "overlays": ["pca", "surprise"], **SIZE})
+    emit("result", request["id"], data={"name": "scan", "overlays": ["pca", "rollout"], **SIZE})
     emit("finished", request["id"], seconds=0.1)
 
 

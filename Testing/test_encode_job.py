@@ -20,7 +20,7 @@ SHAPE = EncoderShape(
     24, 2, 2, 24, 1, 24, (4, 4, 4), directions="even", position_divisor=4.0, axes="scanner", brain_only=True
 )
 INSIDE = [12, 12, 6]
-ALL = ["surprise", "pca", "influence", "directions", "rollout"]
+ALL = ["rollout", "pca", "surprise", "influence", "directions"]
 
 
 def write_encoder(path, seed=0):
@@ -136,7 +136,7 @@ def test_a_finished_folder_is_kept_and_a_damaged_file_made_again(scan, weights, 
     capsys.readouterr()
     assert main(command) == DONE
     assert "kept from an earlier run" in capsys.readouterr().out
-    damaged = tmp_path / "scan_attention_surprise.nii.gz"
+    damaged = tmp_path / "scan_attention_rollout.nii.gz"
     damaged.write_bytes(damaged.read_bytes()[:-9])
     assert main([*command, "--json"]) == DONE
     assert "reused" not in json.loads(capsys.readouterr().out)

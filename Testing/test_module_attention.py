@@ -100,7 +100,7 @@ def test_encoded_maps_come_into_a_folder_of_their_own_and_the_chosen_one_is_laid
     from DiffusionFMSlicer.scene.results import SCAN
 
     found = encoded.results()
-    assert list(found) == ["pca", "surprise"]
+    assert list(found) == ["pca", "rollout"]
     first = next(iter(OVERLAYS))
     assert overlayShown() is found[first]
     # anatomy shows where nothing stands out, and the panel's own control says so

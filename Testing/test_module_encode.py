@@ -90,15 +90,15 @@ def test_maps_blocks_and_heads_of_the_real_worker_reach_the_panel(really):
     assert ui.directionsBox.isVisibleTo(really.widget.parent)
 
 
-def test_without_attention_there_is_no_plot_and_no_crosshair(driver, tmp_path):
+def test_standard_overlays_make_no_plot_and_need_no_crosshair(driver, tmp_path):
     from DiffusionFMSlicer.inspector import crosshairNode
 
     encode(driver, tmp_path, "standard")
     crosshair, ui = crosshairNode(), driver.ui
     assert crosshair.GetCrosshairMode() == crosshair.NoCrosshair
-    assert set(driver.results()) == {"pca", "surprise"}
+    assert set(driver.results()) == {"pca", "rollout"}
     assert not ui.directionsBox.isVisibleTo(driver.widget.parent)
-    driver.chooseOverlay("raw")
+    driver.chooseOverlay("surprise")
     assert "set Maps to all" in ui.featureNote.text
     # the crosshair shows what the similarity is to
     driver.chooseOverlay("similarity")

@@ -415,7 +415,7 @@ def test_without_geometry_there_is_nothing_to_compare_with(trained: TrainedEncod
 
 def test_maps_are_the_scans_own_grid(encoded: EncodedScan) -> None:
     maps = {map.spec.name: map for map in encoded.maps({"key": "k"})}
-    assert list(maps) == ["surprise", "pca", "directions", "rollout"]
+    assert list(maps) == ["rollout", "pca", "surprise", "directions"]
     mask = encoded.acquisition.mask
     assert mask is not None
     for name, map in maps.items():

@@ -172,7 +172,7 @@ class AttentionBox:
             return COMPUTE_FIRST
         if features.isAsked(overlay) and known is not None and overlay.spec.name in known.overlays:
             return ""
-        hadAll = known is not None and known.blocks > 0
+        hadAll = known is not None and DIRECTIONS in known.overlays
         return NOT_MADE if overlay.standard or hadAll else COMPUTE_ALL
 
     # --- asking -------------------------------------------------------------------------------------------------

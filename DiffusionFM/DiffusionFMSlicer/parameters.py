@@ -32,7 +32,7 @@ class PanelSettings(TrackSettings, EncodeSettings):
     tubes: bool = option(False, "Show a part of the streamlines as tubes: slower to turn.")
     feature: str = option(
         next(iter(OVERLAYS)),
-        "What to lay over the slices; those to be trusted most come first.",
+        "What to lay over the slices; those that passed the test come first.",
         choices=tuple(OVERLAYS),
     )
     block: int = option(0, "Which block of the encoder; 0 is the mean of all.", minimum=0, maximum=99)

@@ -50,10 +50,10 @@ _UNIT: Final = (0.0, 1.0)
 _ALL: Final = (
     Overlay(
         MapSpec(
-            "surprise", "Surprise", "sigma",
-            "How far measured signal lies from what the encoder expects of it after seeing other directions, in units "
-            "of the noise: noise alone would be 1. It holds the encoder's own error too: fluid is bright in any scan.",
-            (1.0, 6.0), "inferno",
+            "rollout", "Attention rollout", "",
+            "Which places each layer's summary draws on when attention is followed through all blocks, relative to all "
+            "of the layer alike: raw weights, which do not tell what matters to the result.",
+            (0.0, 4.0), "inferno",
         ),
         ATTENTION, standard=True,
     ),
@@ -74,6 +74,15 @@ _ALL: Final = (
             _UNIT, "rgb", ("red", "green", "blue"),
         ),
         FEATURES,
+    ),
+    Overlay(
+        MapSpec(
+            "surprise", "Surprise", "sigma",
+            "How far measured signal lies from what the encoder expects of it after seeing other directions, in units "
+            "of the noise: noise alone would be 1. It holds the encoder's own error too: fluid is bright in any scan.",
+            (1.0, 6.0), "inferno",
+        ),
+        ATTENTION,
     ),
     Overlay(
         MapSpec(
@@ -102,19 +111,10 @@ _ALL: Final = (
         ),
         ATTENTION, of_point=True, of_head=True,
     ),
-    Overlay(
-        MapSpec(
-            "rollout", "Attention rollout", "",
-            "Which places each layer's summary draws on when attention is followed through all blocks, relative to all "
-            "of the layer alike: raw weights, which do not tell what matters to the result.",
-            (0.0, 4.0), "inferno",
-        ),
-        ATTENTION,
-    ),
 )  # fmt: skip
 
 OVERLAYS: Final = {overlay.spec.name: overlay for overlay in _ALL}
-"""By name, those to be trusted most first."""
+"""By name: what passed, then from what is easiest to understand to raw weights."""
 
 
 ON_ATTENTION: Final = frozenset({"directions", "raw", "rollout"})

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from reconstruction import REAL, SCANS
+from reconstruction import SCANS
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
@@ -47,6 +47,8 @@ from DiffusionFMLib.preprocessing.masking import brain_mask
 from DiffusionFMLib.settings import FitSettings, ScanSettings
 from DiffusionFMLib.simulation.scanner import repelled_directions
 from DiffusionFMLib.training.protocols import Protocol
+
+REAL = ("philips_bangalore_32dir/dwi", "siemens_xa30_b2500_APPA_T1/dwi_AP")
 
 DIRECTIONS, BVAL, SNR = 30, 1000.0, 25.0
 """Of simulated scans."""
