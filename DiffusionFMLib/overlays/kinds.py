@@ -53,7 +53,7 @@ _ALL: Final = (
             "rollout", "Attention rollout", "",
             "Which places each layer's summary draws on when attention is followed through all blocks, relative to all "
             "of the layer alike: raw weights, which do not tell what matters to the result.",
-            (0.0, 4.0), "inferno",
+            (0.9, 1.2), "inferno",
         ),
         ATTENTION, standard=True,
     ),
@@ -98,7 +98,7 @@ _ALL: Final = (
             "directions", "Attention to directions", "",
             "How far attention over the directions differs from what it is for a signal that is the same in all of a "
             "shell: 0 is what the directions' geometry alone gives.",
-            (0.0, 0.05), "inferno",
+            (0.0, 0.1), "inferno",
         ),
         ATTENTION, of_head=True,
     ),
@@ -107,7 +107,7 @@ _ALL: Final = (
             "raw", "Raw attention of the point", "",
             "Which places the point attends to within its layer of patches, relative to attending to all alike: raw "
             "weights, which do not tell what matters to the result.",
-            (0.0, 4.0), "inferno",
+            (0.5, 2.0), "inferno",
         ),
         ATTENTION, of_point=True, of_head=True,
     ),
