@@ -18,7 +18,7 @@ from DiffusionFMLib.jobfiles import (
     provenance,
     read_scan,
     result_key,
-)  # fmt: skip
+)
 from DiffusionFMLib.maps import FitStatus, MapSpec, ParameterMap
 from DiffusionFMLib.overlays.kinds import FEATURES, ON_ATTENTION, OVERLAYS, wanted
 from DiffusionFMLib.reporting import JobReport

@@ -305,8 +305,22 @@ def test_rollout_follows_attention_through_the_blocks(attention: Attention) -> N
 
 
 def test_attention_that_does_not_fit_is_refused(trained: TrainedEncoder) -> None:
-    with pytest.raises(DeviceError, match="0 are allowed"):
+    with pytest.raises(DeviceError, match="memory allowed, 0 MiB"):
         watch(scan(), trained, SilentReport(), 0)
+
+
+def test_attention_within_its_memory_is_that_of_some_directions(
+    trained: TrainedEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "HELD", 6)
+    told = SilentReport()
+    found = watch(scan(), trained, told, 1)
+    assert [code for code, _ in told.warnings] == ["attention"]
+    count = len(found.slabs.volumes)
+    assert 2 <= count < 11
+    assert found.directions.shape[2] == count
+    np.testing.assert_allclose(found.gtab.bvecs, GTAB.bvecs[WEIGHTED[np.linspace(0, 10, count).round().astype(int)]])
+    assert f"{count} of 11 directions" in told.warnings[0][1]
 
 
 # --- influence -------------------------------------------------------------------------------------------

@@ -23,7 +23,10 @@ from DiffusionFMLib.events import Report
 from DiffusionFMLib.fitting.device import one_thread_per_operation
 from DiffusionFMLib.fitting.tiles import for_each_tile
 from DiffusionFMLib.gradients import GradientTable
-from DiffusionFMLib.overlays.memory import slabs_at_once
+from DiffusionFMLib.overlays.memory import slabs_at_once, thinned, volume_bytes
+
+MIN_VOLUMES: Final = 2
+"""Directions, of which attention is worth looking at."""
 
 PLACES_AT_ONCE: Final = 128
 """Whose attention over directions is held at a time."""
@@ -37,6 +40,8 @@ class Attention:
     ----------
     slabs : ScanSlabs
         What was encoded.
+    gtab : GradientTable
+        Of the T volumes, in scanner RAS.
     places : tuple of arrays, shape (blocks, heads, 1 + S, 1 + S), float16
         Of each slab: from row to column, mean over directions. First comes the class token.
     directions, geometry : array, shape (blocks, heads, T, X', Y', Z'), float32
@@ -45,6 +50,7 @@ class Attention:
     """
 
     slabs: ScanSlabs
+    gtab: GradientTable
     places: tuple[NDArray[np.float16], ...]
     directions: NDArray[np.float32]
     geometry: NDArray[np.float32] | None
@@ -158,7 +164,7 @@ def watch(
         On `device`.
     report : Report
     memory_mib : int, MiB
-        What attention may take.
+        What it may take; where that is not enough for all directions, some are left out.
     device : torch.device, optional
     geometry : bool
         Whether to find out too what geometry alone gives, which takes as long again.
@@ -171,15 +177,21 @@ def watch(
     device = device or torch.device("cpu")
     network, shape = trained.network, trained.network.shape
     slabs = ScanSlabs(acquisition, shape, (0, 0, 0), with_b0=False)
+    each, sizes = shape.blocks * shape.heads, [(1 + int(count)) ** 2 for count in slabs.places()]
+    allowed = (memory_mib << 20) - 2 * each * sum(sizes)
+    # of each volume, what it receives is kept; and one slab goes through at a time
+    volume = 8 * each * int(np.prod(slabs.grid))
+    count = allowed // (volume + volume_bytes(slabs))
+    if count < MIN_VOLUMES:
+        msg = f"Attention of this scan does not fit into the memory allowed, {memory_mib} MiB."
+        raise DeviceError(msg, "Allow more (--memory-mib).")
+    if count < len(slabs.volumes):
+        note = f"Attention is that of {count} of {len(slabs.volumes)} directions, within the memory allowed."
+        report.warning("attention", note)
+        acquisition = thinned(acquisition, count, note)
+        slabs = ScanSlabs(acquisition, shape, (0, 0, 0), with_b0=False)
+    at_once = slabs_at_once(slabs, allowed - volume * len(slabs.volumes), device, "Attention")
     protocol = EncoderProtocol.of(slabs.gtab, shape, device=device)
-    each = shape.blocks * shape.heads
-    sizes = [(1 + int(count)) ** 2 for count in slabs.places()]
-    received = 8 * each * len(slabs.volumes) * int(np.prod(slabs.grid))
-    needed = 2 * each * sum(sizes) + received
-    if needed > memory_mib << 20:
-        msg = f"Attention of this scan takes {needed / 2**20:.0f} MiB; {memory_mib} are allowed."
-        raise DeviceError(msg, "Allow more memory (--memory-mib), or leave attention out (--overlays standard).")
-    at_once = slabs_at_once(slabs, (memory_mib << 20) - needed, device, "Attention")
     size = (shape.blocks, shape.heads, len(slabs.volumes), *slabs.grid)
     directions, alone = np.zeros(size, np.float32), np.zeros(size if geometry else 0, np.float32)
     places = [np.zeros((shape.blocks, shape.heads, 1, 1), np.float16) for _ in sizes]
@@ -198,7 +210,8 @@ def watch(
 
     with one_thread_per_operation():
         for_each_tile(len(slabs), 1, device, lambda: work, report, "Attention", at_once)
-    return Attention(slabs, tuple(places), directions, alone if geometry else None)
+    gtab = acquisition.gtab.subset(slabs.volumes)
+    return Attention(slabs, gtab, tuple(places), directions, alone if geometry else None)
 
 
 @torch.no_grad()

@@ -179,7 +179,7 @@ class EncodedScan:
         voxel = self._voxel(body.get("ijk"))
         slabs = self.attention.slabs
         received, geometry = self.attention.received(self.features.cells.patch_of(slabs, voxel), *self._head(body))
-        gtab = self.acquisition.gtab.subset(slabs.volumes)
+        gtab = self.attention.gtab
         return {
             "bvals": gtab.bvals.tolist(),
             "bvecs": gtab.bvecs.tolist(),

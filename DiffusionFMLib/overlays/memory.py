@@ -17,9 +17,9 @@ HELD: Final = 3
 """Of what a token takes in half a block, so much is held at a time at most: measured."""
 
 
-def volumes_within(slabs: ScanSlabs, allowed: int) -> int:
-    """How many volumes of the fullest slab fit into so many bytes."""
-    return allowed // (HELD * token_bytes(slabs.shape) * (1 + int(slabs.places().max())))
+def volume_bytes(slabs: ScanSlabs) -> int:
+    """What a volume of the fullest slab takes on its way through."""
+    return HELD * token_bytes(slabs.shape) * (1 + int(slabs.places().max()))
 
 
 def slabs_at_once(slabs: ScanSlabs, allowed: int, device: torch.device, what: str) -> int:
@@ -30,7 +30,7 @@ def slabs_at_once(slabs: ScanSlabs, allowed: int, device: torch.device, what: st
     DeviceError
         If not even one fits; `what` says what of.
     """
-    fit = volumes_within(slabs, allowed) // len(slabs.volumes)
+    fit = allowed // (volume_bytes(slabs) * len(slabs.volumes))
     if fit < 1:
         msg = f"{what} of {len(slabs.volumes)} directions does not fit into the memory allowed, {allowed >> 20} MiB."
         raise DeviceError(msg, "Allow more memory (--memory-mib).")

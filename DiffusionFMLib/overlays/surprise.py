@@ -20,7 +20,7 @@ from DiffusionFMLib.events import PartReport, Report
 from DiffusionFMLib.fitting.device import one_thread_per_operation
 from DiffusionFMLib.fitting.tiles import for_each_tile
 from DiffusionFMLib.overlays.cells import Cells, half_patch
-from DiffusionFMLib.overlays.memory import slabs_at_once, thinned, volumes_within
+from DiffusionFMLib.overlays.memory import slabs_at_once, thinned, volume_bytes
 from DiffusionFMLib.preprocessing.noise import estimate_noise, noise_between_neighbours
 
 MIN_VOLUMES: Final = 4
@@ -63,7 +63,7 @@ def surprise(
     shape = trained.network.shape
     noise, allowed = noise_over_b0(acquisition), memory_mib << 20
     whole = ScanSlabs(acquisition, shape, (0, 0, 0), with_b0=False)
-    count = max(MIN_VOLUMES, volumes_within(whole, allowed))
+    count = max(MIN_VOLUMES, allowed // volume_bytes(whole))
     if count < len(whole.volumes):
         note = f"Surprise was computed with {count} of {len(whole.volumes)} directions, within the memory allowed."
         report.warning("surprise", note)
