@@ -57,7 +57,8 @@ def encode(settings: EncodeSettings, report: JobReport, session: Session, arrays
     for finding in quality.findings:
         report.warning("quality", finding)
     digest = digest_of(weights)
-    key = result_key(session.digest(report), settings, EncodeSettings, digest)
+    # with little memory, surprise and attention rest on fewer directions
+    key = result_key(session.digest(report), settings, EncodeSettings, digest, f"{settings.memory_mib} MiB")
     summary = out / f"{acquisition.name}_{FEATURES}_summary.json"
     result = {"name": acquisition.name, "out": str(out), "quality": quality.to_dict()}
     if arrays is None and (kept := _finished(summary, key)) is not None:
@@ -74,6 +75,7 @@ def encode(settings: EncodeSettings, report: JobReport, session: Session, arrays
         **provenance(key, settings, EncodeSettings, quality.findings),
         "method": ENCODER,
         "weights": {"file": weights.name, "sha256": digest},
+        "memory_mib": settings.memory_mib,
         "notes": list(encoded.acquisition.notes),
     }
     files = [_write_tokens(encoded, ours, out, acquisition.name)]

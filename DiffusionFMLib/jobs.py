@@ -27,7 +27,7 @@ from DiffusionFMLib.jobfiles import (
     read_scan,
     save_array,
     supported,
-)  # fmt: skip
+)
 from DiffusionFMLib.overlays.kinds import ON_ATTENTION, wanted
 from DiffusionFMLib.physics import METHODS
 from DiffusionFMLib.reporting import JobReport

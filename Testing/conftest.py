@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 from module_fixtures import driver, emptyScene  # noqa: F401
 
 from EmbeddedSlicer.fixtures import slicerHost, slicerScene, slicerWindow  # noqa: F401 - fixtures are found by name
+
+if TYPE_CHECKING:
+    from worker_client import WorkerClient
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 DATA_VARIABLE = "DIFFUSIONFM_DATA"
@@ -28,6 +33,24 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 def project_root() -> Path:
     """Folder that holds pyproject.toml."""
     return PROJECT_ROOT
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small scan as NIfTI, with bval and bvec beside it."""
+    from worker_client import write_small_scan
+
+    return write_small_scan(tmp_path_factory.mktemp("scan"))
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[WorkerClient]:
+    """A worker process of the file's own: starting another costs seconds."""
+    # only now, since it copies the environment that is set above
+    from worker_client import WorkerClient
+
+    with WorkerClient() as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

@@ -138,9 +138,10 @@ def showSimilarity(host: Any, panel: Any) -> None:
     from DiffusionFMSlicer.inspector import crosshairNode
     from DiffusionFMSlicer.parameters import SCAN
     from DiffusionFMSlicer.scene import features
+    from DiffusionFMSlicer.scene.geometry import affineOf
 
     scan, fa = panel.parameters.reference(SCAN), panel.presenter.resultsByName()["fa"]
-    values, matrix = slicer.util.arrayFromVolume(fa), slicer.util.arrayFromVTKMatrix(ijkToRas(fa))
+    values, matrix = slicer.util.arrayFromVolume(fa), affineOf(fa)
     high = np.quantile(values[values > 0], WHITE)
     white = np.argwhere(values > high)[:, ::-1] @ matrix[:3, :3].T + matrix[:3, 3]
     aim = white.mean(0) + [ASIDE_MM, 0, 0]
@@ -151,15 +152,6 @@ def showSimilarity(host: Any, panel: Any) -> None:
     selector = panel.ui.featureSelector
     selector.currentIndex = selector.findData("similarity")
     host.wait(lambda: features.overlayNode(scan, "similarity") is not None, ANSWER_PATIENCE)
-
-
-def ijkToRas(node: Any) -> Any:
-    """A volume's matrix."""
-    import vtk
-
-    matrix = vtk.vtkMatrix4x4()
-    node.GetIJKToRASMatrix(matrix)
-    return matrix
 
 
 if __name__ == "__main__":

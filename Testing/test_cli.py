@@ -22,11 +22,6 @@ from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.io import write_acquisition
 
 
-@pytest.fixture(scope="module")
-def scan(tmp_path_factory):
-    return write_small_scan(tmp_path_factory.mktemp("scan"))
-
-
 @pytest.fixture
 def copy(tmp_path):
     """A scan that a test may break; alone in its folder."""

@@ -35,17 +35,6 @@ def weights(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def scan(tmp_path_factory):
-    return write_small_scan(tmp_path_factory.mktemp("scan"))
-
-
-@pytest.fixture(scope="module")
-def worker():
-    with WorkerClient() as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
 def encoded(worker, scan, weights, tmp_path_factory):
     """Events and folders of one run for all overlays."""
     out, arrays = tmp_path_factory.mktemp("out"), tmp_path_factory.mktemp("arrays")
@@ -150,6 +139,16 @@ def test_other_weights_are_another_result(scan, weights, tmp_path, capsys):
     capsys.readouterr()
     assert main([*command, str(other)]) == DONE
     assert "reused" not in json.loads(capsys.readouterr().out)
+
+
+def test_more_memory_is_another_result(scan, weights, tmp_path, capsys):
+    """With little, surprise and attention rest on fewer directions."""
+    command = ["encode", str(scan), "--out", str(tmp_path), "--device", "cpu", "--json", "--encoder", str(weights)]
+    for memory in ("512", "1024"):
+        assert main([*command, "--memory-mib", memory]) == DONE
+        assert "reused" not in json.loads(capsys.readouterr().out)
+        sidecar = json.loads((tmp_path / "scan_attention_rollout.json").read_text())
+        assert sidecar["Provenance"]["memory_mib"] == int(memory)
 
 
 def test_few_directions_are_encoded_without_what_needs_more(weights, tmp_path, capsys):

@@ -11,16 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from module_driver import Driver
-from worker_client import write_small_scan
 
 from DiffusionFMLib.cli import main
 
 PATIENCE = 120.0
-
-
-@pytest.fixture(scope="module")
-def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_small_scan(tmp_path_factory.mktemp("scan"))
 
 
 @pytest.fixture

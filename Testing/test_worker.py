@@ -15,17 +15,6 @@ from DiffusionFMLib.physics import MODELS
 
 
 @pytest.fixture(scope="module")
-def scan(tmp_path_factory):
-    return write_small_scan(tmp_path_factory.mktemp("scan"))
-
-
-@pytest.fixture(scope="module")
-def worker():
-    with WorkerClient() as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
 def fitted(worker, scan, tmp_path_factory):
     """Events and folders of one fit."""
     out, arrays = tmp_path_factory.mktemp("maps"), tmp_path_factory.mktemp("arrays")

@@ -40,13 +40,6 @@ def scan(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def worker():
-    """One that no test ends: starting another costs seconds."""
-    with WorkerClient() as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
 def clean(worker, scan, tmp_path_factory):
     """Files of a run that nothing disturbed."""
     out = tmp_path_factory.mktemp("clean")

@@ -99,7 +99,7 @@ class AttentionBox:
             highest = getattr(known, count) if known is not None else 0
             box.maximum = highest or PANEL[name].metadata["maximum"]
             box.enabled = overlay.of_head and highest > 0
-        unproven = "" if overlay.standard else "Unproven: it did not pass the test that the README tells of. "
+        unproven = "" if overlay.standard else "Unproven (see the README). "
         ui.featureLabel.text = unproven + overlay.spec.description
         note = self._refusal or self._lack(overlay)
         ui.featureNote.text = note

@@ -10,7 +10,7 @@ import qt
 from DiffusionFMSlicer.directions import BEYOND, Directions
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
-"""By shell; told apart by colour-blind people too, and each has a shape of its own beside."""
+"""By shell; told apart by colour-blind people too, and neighbours have other shapes beside."""
 
 HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 230, 44, 10, 40, 40
 """Height, and room around the axes, pixels."""

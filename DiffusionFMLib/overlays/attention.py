@@ -181,10 +181,12 @@ def watch(
     allowed = (memory_mib << 20) - 2 * each * sum(sizes)
     # of each volume, what it receives is kept; and one slab goes through at a time
     volume = 8 * each * int(np.prod(slabs.grid))
-    count = allowed // (volume + volume_bytes(slabs))
+    through = volume + volume_bytes(slabs)
+    count = allowed // through
     if count < MIN_VOLUMES:
-        msg = f"Attention of this scan does not fit into the memory allowed, {memory_mib} MiB."
-        raise DeviceError(msg, "Allow more (--memory-mib).")
+        least = (memory_mib << 20) - allowed + MIN_VOLUMES * through
+        msg = f"Attention takes {least / 2**20:.0f} MiB at least; {memory_mib} are allowed."
+        raise DeviceError(msg, "Allow more memory (--memory-mib).")
     if count < len(slabs.volumes):
         note = f"Attention is that of {count} of {len(slabs.volumes)} directions, within the memory allowed."
         report.warning("attention", note)

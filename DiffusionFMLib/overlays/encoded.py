@@ -29,10 +29,11 @@ class EncodedScan:
         As it was encoded.
     features : Features
     surprise : array, shape `Cells.grid`, float32, or None
-        None where the scan has too few directions.
+        In standard deviations of the noise; None where it was not asked for, or the scan has too few directions.
     attention : Attention or None
-        None unless all overlays were asked for, as `influence`.
+        None where no overlay on it was asked for.
     influence : array, shape of the first pass's grid, float32, or None
+        Change of FA; None where it was not asked for, or the scan has no FA.
     """
 
     acquisition: Acquisition

@@ -30,9 +30,11 @@ def slabs_at_once(slabs: ScanSlabs, allowed: int, device: torch.device, what: st
     DeviceError
         If not even one fits; `what` says what of.
     """
-    fit = allowed // (volume_bytes(slabs) * len(slabs.volumes))
+    slab = volume_bytes(slabs) * len(slabs.volumes)
+    fit = allowed // slab
     if fit < 1:
-        msg = f"{what} of {len(slabs.volumes)} directions does not fit into the memory allowed, {allowed >> 20} MiB."
+        directions = len(slabs.volumes)
+        msg = f"{what} of {directions} directions takes {slab / 2**20:.0f} MiB; {allowed / 2**20:.0f} are allowed."
         raise DeviceError(msg, "Allow more memory (--memory-mib).")
     return min(fit, cpu_workers()) if device.type == "cpu" else 1
 
