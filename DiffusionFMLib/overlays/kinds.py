@@ -60,8 +60,7 @@ _ALL: Final = (
     Overlay(
         MapSpec(
             "similarity", "Similarity to the point", "",
-            "How alike the learned features are to those at the point: 1 is the same, 0 is no more than two places "
-            "have in common on average, below 0 less.",
+            "How alike the learned features are to those at the point: 1 is the same, 0 is no more than on average.",
             _UNIT, "inferno",
         ),
         FEATURES, of_point=True,
