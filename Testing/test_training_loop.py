@@ -24,6 +24,7 @@ from DiffusionFMLib.prior.estimate import ScanPosterior, estimate
 from DiffusionFMLib.prior.network import NetworkShape, PriorNetwork
 from DiffusionFMLib.prior.posterior import Posterior
 from DiffusionFMLib.prior.weights import TrainedPrior, digest_of, load_weights, save_weights
+from DiffusionFMLib.training import loop
 from DiffusionFMLib.training.anatomies import random_phantom
 from DiffusionFMLib.training.command import train
 from DiffusionFMLib.training.examples import Example, ExampleMaker
@@ -104,6 +105,17 @@ def test_a_run_in_pieces_gives_the_same_weights(pool: Path, tmp_path: Path, monk
     assert any(not torch.equal(whole[name], start[name]) for name in whole)
     for name in whole:
         torch.testing.assert_close(pieces[name], whole[name], rtol=0, atol=1e-6)
+
+
+def test_the_average_forgets_the_start_and_smooths_the_end() -> None:
+    network = torch.nn.Linear(1, 1, bias=False)
+    average = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=loop._average)
+    for step in range(1000):
+        with torch.no_grad():
+            # far off in the first tenth, then to and fro about 1
+            network.weight.fill_(100 if step < 100 else 1 + (-1) ** step)
+        average.update_parameters(network)
+    assert float(average.module.weight) == pytest.approx(1, abs=0.02)
 
 
 def spoil(monkeypatch, spoilt) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from DiffusionFMLib.errors import DiffusionFMError, SettingsError
 from DiffusionFMLib.events import Report
@@ -28,7 +28,10 @@ LOG: Final = "log.jsonl"
 LOG_STEPS: Final = 50
 CHECKPOINT_SECONDS: Final = 120.0
 
-EMA: Final = 0.998
+AVERAGED_SHARE: Final = 0.1
+AVERAGED_STEPS: Final = 500
+"""The weights are averaged over about the last tenth of the steps, at most so many: the start soon counts no more."""
+
 MAX_GRADIENT: Final = 4.0
 MAX_LEFT_OUT: Final = 20
 """Steps without a finite gradient, one after another; more are no accident."""
@@ -87,8 +90,7 @@ class _Run:
         self.step = 0
         self._left_out = 0
         self.network, self.optimiser = fabric.setup(task.network, task.optimiser())
-        average = torch.optim.swa_utils.get_ema_multi_avg_fn(EMA)
-        self._ema = torch.optim.swa_utils.AveragedModel(task.network, multi_avg_fn=average)
+        self._ema = torch.optim.swa_utils.AveragedModel(task.network, multi_avg_fn=_average)
 
     @property
     def averaged(self) -> nn.Module:
@@ -156,6 +158,12 @@ class _Run:
         self._ema.update_parameters(self.task.network)
         watch.add(result, float(norm) if norm is not None else float("nan"))
         return rate
+
+
+@torch.no_grad()
+def _average(averaged: list[Tensor], current: list[Tensor], seen: Tensor | int) -> None:
+    """Move the averaged weights towards the current ones, `seen` of which were averaged before."""
+    torch._foreach_lerp_(averaged, current, 1 / max(1.0, min(AVERAGED_SHARE * float(seen), AVERAGED_STEPS)))
 
 
 class _Watch:
