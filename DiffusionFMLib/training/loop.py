@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -161,9 +162,11 @@ class _Run:
 
 
 @torch.no_grad()
-def _average(averaged: list[Tensor], current: list[Tensor], seen: Tensor | int) -> None:
+def _average(averaged: Sequence[Tensor], current: Sequence[Tensor], seen: Tensor | int) -> None:
     """Move the averaged weights towards the current ones, `seen` of which were averaged before."""
-    torch._foreach_lerp_(averaged, current, 1 / max(1.0, min(AVERAGED_SHARE * float(seen), AVERAGED_STEPS)))
+    share = 1 / max(1.0, min(AVERAGED_SHARE * float(seen), AVERAGED_STEPS))
+    for average, value in zip(averaged, current, strict=True):
+        average.lerp_(value, share)
 
 
 class _Watch:
