@@ -75,18 +75,37 @@ def test_each_factor_reaches_its_part_of_the_output() -> None:
     raw = torch.ones(35 + WEIGHTS, 2, 2, 2)
     with torch.no_grad():
         adjustment.gains[0] = 3
+        adjustment.contrast += 1
         adjustment.log_precision += 5
         adjustment.offsets[-1] = 7
         adjustment.offsets[0] = 9
         changed = (adjustment(raw) - raw)[:, 0, 0, 0]
     expected = torch.zeros(35 + WEIGHTS)
     expected[1:6] = 2
-    # neither of mean diffusivity nor of ln S0
-    expected[7:][[7, 13, 18, 22, 25]] = 5
+    # neither of mean diffusivity nor of ln S0: what was 1 is twice that, and 5 more
+    expected[7:][[7, 13, 18, 22, 25]] = 6
     # neighbours that face each other across the voxel, and the wide neighbourhood
     expected[35:][[0, 26]] = 9
     expected[35 + 27] = 7
     torch.testing.assert_close(changed, expected)
+    # two of a gain, one of the contrast, and offsets; what is added to the precision costs nothing
+    assert float(adjustment.change()) == pytest.approx(4 + 1 + (49 + 81) / 4)
+
+
+def test_without_factors_directions_are_as_if_nothing_were_learnt() -> None:
+    adjustment = Adjustment(COORDINATES.orders)
+    raw = torch.randn(35 + WEIGHTS, 2, 2, 2, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for factor in (adjustment.gains, adjustment.choice, adjustment.contrast):
+            factor.zero_()
+        left = adjustment(raw)[:, 0, 0, 0] != 0
+    # means over directions, all of the precision but its diagonal for the rest, and what weighs b0 volumes
+    expected = torch.zeros(35 + WEIGHTS, dtype=torch.bool)
+    expected[0] = True
+    expected[6:35] = True
+    expected[7:][[7, 13, 18, 22, 25]] = False
+    expected[35 + WEIGHTS // 2 :] = True
+    assert torch.equal(left, expected)
 
 
 def test_what_misleads_is_turned_down() -> None:
@@ -108,7 +127,7 @@ def test_the_same_seed_adapts_the_same() -> None:
     one, same, other = (adapt(posterior, seed, SilentReport(), 3).to_dict() for seed in (1, 1, 2))
     assert one == same
     assert one != other
-    assert set(one) == {"gains", "choice", "offsets", "log_precision"}
+    assert set(one) == {"gains", "choice", "offsets", "contrast", "log_precision"}
 
 
 def test_three_directions_have_none_to_spare() -> None:

@@ -70,8 +70,11 @@ class Adjustment(nn.Module):
         Factor of its neighbours' log weights.
     offsets : Parameter, shape (15,)
         Added to these weights: neighbours that face each other have one, the wide neighbourhood the last.
+    contrast : Parameter, shape (1,)
+        Factor of how the logarithm of the prior's precision differs from that which training starts from, for the same
+        coordinates: at 0 it is the same in all voxels.
     log_precision : Parameter, shape (1,)
-        Added to that of the prior, for the same coordinates.
+        Added to that logarithm.
     """
 
     def __init__(self, orders: tuple[int, ...]) -> None:
@@ -80,6 +83,7 @@ class Adjustment(nn.Module):
         self.gains = nn.Parameter(torch.ones(sum(harmonics)))
         self.choice = nn.Parameter(torch.ones(1))
         self.offsets = nn.Parameter(torch.zeros(len(SHIFTS) // 2 + 2))
+        self.contrast = nn.Parameter(torch.ones(1))
         self.log_precision = nn.Parameter(torch.zeros(1))
         size = sum(orders)
         self._split = (size, size * (size + 1) // 2, len(START_WEIGHTS), len(START_WEIGHTS))
@@ -95,10 +99,11 @@ class Adjustment(nn.Module):
         """The adjusted output, shape (C, X, Y, Z), of the network's; see `PriorNetwork.forward`."""
         change, triangle, weights, b0 = raw.split(self._split)
         gains = torch.cat([self.gains, self.gains.new_ones(1)])[self._gain]
+        directed = self._diagonal.to(raw.device)
         return torch.cat(
             [
                 change * gains[:, None, None, None],
-                triangle + self.log_precision * self._diagonal.to(raw.device),
+                triangle * (1 + (self.contrast - 1) * directed) + self.log_precision * directed,
                 weights * self.choice + self.offsets[self._group, None, None, None],
                 b0,
             ]
@@ -106,7 +111,8 @@ class Adjustment(nn.Module):
 
     def change(self) -> Tensor:
         """How far this is from no change, squared."""
-        return (self.gains - 1).square().sum() + (self.choice - 1).square().sum() + self.offsets.square().sum() / 4
+        factors = torch.cat([self.gains, self.choice, self.contrast])
+        return (factors - 1).square().sum() + self.offsets.square().sum() / 4
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
