@@ -43,8 +43,7 @@ def encode(settings: EncodeSettings, report: JobReport, session: Session, arrays
     """
     from DiffusionFMLib.encoder.checkpoint import encoder_file, load_encoder
     from DiffusionFMLib.fitting.device import choose_device
-    from DiffusionFMLib.io import outputs
-    from DiffusionFMLib.stored_weights import digest_of
+    from DiffusionFMLib.io import digest_of, outputs
 
     out = outputs.output_folder(settings.out, arrays)
     weights = encoder_file(settings.encoder)

@@ -189,7 +189,8 @@ def key_of(digest: str, settings: FitSettings, kind: type[FitSettings], *more: s
     """What a fit, or what stands on one, is known again by; see `result_key`."""
     weights = []
     if not METHODS[settings.method].voxelwise:
-        from DiffusionFMLib.prior.weights import digest_of, weights_file
+        from DiffusionFMLib.io import digest_of
+        from DiffusionFMLib.prior.weights import weights_file
 
         weights.append(digest_of(weights_file(settings.weights, MODELS[settings.model])))
     return result_key(digest, settings, kind, *more, *weights)

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from DiffusionFMLib.overlays.encoded import EncodedScan
     from DiffusionFMLib.quality import QualitySummary
 
-_READING = ("dwi", "bval", "bvec", "series", "mask", "b0_threshold")
-"""Settings that decide what is read."""
+_READING = ("series", "b0_threshold")
+"""Settings that decide what is read, beside the files."""
 
 _PREPARING = ("denoise", "gibbs", "motion")
 """Settings that change the scan before the fit."""
@@ -94,7 +94,7 @@ class Session:
         """The scan of the settings, read again only when one of its files changed."""
         from DiffusionFMLib.io import read_acquisition
 
-        key = (*(getattr(settings, name) for name in _READING), *_stamps(settings))
+        key = (*(getattr(settings, name) for name in _READING), *_marks(settings))
         if self._scan is not None and self._scan.key == key:
             for code, message in self._scan.warnings:
                 report.warning(code, message)
@@ -245,12 +245,18 @@ class Session:
         return model.signal(torch.from_numpy(theta[0]), source.gtab).tolist()
 
 
-def _stamps(settings: ScanSettings) -> tuple[Any, ...]:
-    """Size and time of change of every file that a scan is read from."""
-    from DiffusionFMLib.io import scan_files
+def _marks(settings: ScanSettings) -> tuple[Any, ...]:
+    """What tells whether a scan's files are those that were read before."""
+    from DiffusionFMLib.io import digest_of, scan_files
 
-    paths = [*scan_files(settings), *([Path(settings.mask)] if settings.mask else [])]
-    return tuple((str(p), s.st_mtime_ns, s.st_size) for p in paths if p.exists() for s in (p.stat(),))
+    named = {Path(path) for path in (settings.dwi, settings.bval, settings.bvec, settings.mask) if path}
+    # every run exports the scene's nodes anew: these are known by what they hold
+    exported = {part for path in named if path.suffix == ".npy" for part in (path, path.with_suffix(".json"))}
+    paths = sorted(path for path in named | exported | set(scan_files(settings)) if path.exists())
+    return tuple(
+        (path.name, digest_of(path)) if path in exported else (str(path), stat.st_mtime_ns, stat.st_size)
+        for path, stat in ((path, path.stat()) for path in paths)
+    )
 
 
 def _digest(acquisition: Acquisition, report: Report) -> str:

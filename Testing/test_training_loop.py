@@ -16,6 +16,7 @@ from DiffusionFMLib.cli import DONE, USER, main
 from DiffusionFMLib.errors import DiffusionFMError, InputError, ProtocolError, SettingsError
 from DiffusionFMLib.events import SilentReport
 from DiffusionFMLib.gradients import GradientTable
+from DiffusionFMLib.io import digest_of
 from DiffusionFMLib.physics import DTI
 from DiffusionFMLib.physics.tensor_arrays import spread_directions
 from DiffusionFMLib.preprocessing.noise import NoiseEstimate
@@ -23,7 +24,7 @@ from DiffusionFMLib.prior.coordinates import coordinates_of
 from DiffusionFMLib.prior.estimate import ScanPosterior, estimate
 from DiffusionFMLib.prior.network import NetworkShape, PriorNetwork
 from DiffusionFMLib.prior.posterior import Posterior
-from DiffusionFMLib.prior.weights import TrainedPrior, digest_of, load_weights, save_weights
+from DiffusionFMLib.prior.weights import TrainedPrior, load_weights, save_weights
 from DiffusionFMLib.training import loop
 from DiffusionFMLib.training.anatomies import random_phantom
 from DiffusionFMLib.training.command import train

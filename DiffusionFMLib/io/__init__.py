@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from DiffusionFMLib.io.dicom import Series
+from DiffusionFMLib.io.digest import digest_of
 from DiffusionFMLib.io.reading import (
     Image,
     LabelImage,
@@ -19,6 +20,7 @@ __all__ = [
     "Image",
     "LabelImage",
     "Series",
+    "digest_of",
     "read_acquisition",
     "read_image",
     "read_labels",

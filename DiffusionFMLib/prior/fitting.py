@@ -16,6 +16,7 @@ from DiffusionFMLib.events import Report
 from DiffusionFMLib.fitting.contract import MAX_RESIDUAL, FitOptions, maps_in_rows
 from DiffusionFMLib.fitting.device import choose_device, one_thread_per_operation
 from DiffusionFMLib.fitting.estimate import DEFAULTS, Fit, Output, provenance_of, usable_voxels
+from DiffusionFMLib.io import digest_of
 from DiffusionFMLib.maps import DATA_FRACTION, DISAGREEMENT, RESIDUAL, STATUS, FitStatus, standard_deviation
 from DiffusionFMLib.physics import METHODS, SignalModel
 from DiffusionFMLib.preprocessing.noise import NoiseEstimate, estimate_noise, noise_between_neighbours
@@ -23,7 +24,7 @@ from DiffusionFMLib.prior.adaptation import adapt, can_adapt
 from DiffusionFMLib.prior.disagreement import empirical_null, in_sigma
 from DiffusionFMLib.prior.estimate import PriorEstimate, ScanPosterior, estimate
 from DiffusionFMLib.prior.readout import CHUNK, SAMPLES, Readout
-from DiffusionFMLib.prior.weights import TrainedPrior, carrier, digest_of, load_weights, weights_file
+from DiffusionFMLib.prior.weights import TrainedPrior, carrier, load_weights, weights_file
 from DiffusionFMLib.settings import FitSettings
 
 MAX_CENTRE: Final = 1.0

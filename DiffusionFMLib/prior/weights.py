@@ -15,9 +15,9 @@ from DiffusionFMLib.physics import MODELS, LogLinearModel, SignalModel
 from DiffusionFMLib.physics.methods import RESTS_ON
 from DiffusionFMLib.prior.coordinates import Coordinates, coordinates_of
 from DiffusionFMLib.prior.network import NetworkShape, PriorNetwork
-from DiffusionFMLib.stored_weights import SHIPPED, digest_of, read_weights, write_weights
+from DiffusionFMLib.stored_weights import SHIPPED, read_weights, write_weights
 
-__all__ = ["TrainedPrior", "carrier", "digest_of", "load_weights", "save_weights", "weights_file"]
+__all__ = ["TrainedPrior", "carrier", "load_weights", "save_weights", "weights_file"]
 
 KIND: Final = "diffusionfm-prior"
 FORMAT: Final = 3

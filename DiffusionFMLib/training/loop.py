@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from DiffusionFMLib.errors import DiffusionFMError, SettingsError
 from DiffusionFMLib.events import Report
-from DiffusionFMLib.stored_weights import digest_of
+from DiffusionFMLib.io import digest_of
 from DiffusionFMLib.training.plot import PLOT, plot_log
 from DiffusionFMLib.training.settings import TrainSettings
 from DiffusionFMLib.training.task import Losses, Task
