@@ -18,6 +18,7 @@ from DiffusionFMLib.jobfiles import (
     provenance,
     read_scan,
     result_key,
+    warn_of_voxels,
 )
 from DiffusionFMLib.maps import FitStatus, MapSpec, ParameterMap
 from DiffusionFMLib.overlays.kinds import FEATURES, ON_ATTENTION, OVERLAYS, wanted
@@ -55,6 +56,7 @@ def encode(settings: EncodeSettings, report: JobReport, session: Session, arrays
     quality = session.quality(report)
     for finding in quality.findings:
         report.warning("quality", finding)
+    warn_of_voxels(acquisition, report)
     digest = digest_of(weights)
     # with little memory, surprise and attention rest on fewer directions
     key = result_key(session.digest(report), settings, EncodeSettings, digest, f"{settings.memory_mib} MiB")

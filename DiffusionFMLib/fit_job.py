@@ -20,6 +20,7 @@ from DiffusionFMLib.jobfiles import (
     read_scan,
     result_key,
     supported,
+    warn_of_voxels,
 )
 from DiffusionFMLib.physics import METHODS, MODELS, Method, SignalModel, support
 from DiffusionFMLib.reporting import JobReport
@@ -136,6 +137,7 @@ def _check(settings: FitSettings, acquisition: Acquisition, report: JobReport) -
         from DiffusionFMLib.prior.weights import weights_file
 
         weights_file(settings.weights, model)
+        warn_of_voxels(acquisition, report)
     if settings.standard_errors and settings.denoise != "none":
         report.warning(
             "standard-errors",

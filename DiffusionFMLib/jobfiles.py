@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,9 @@ READ, CHECK, WRITE = "Reading", "Checking the scan", "Writing"
 FIT, PRIOR, TRACK, CONNECT = "Fitting", "Generative prior", "Tracking", "Connecting regions"
 ENCODE, SURPRISE, ATTENTION, INFLUENCE = "Encoding", "Surprise", "Attention", "Influence"
 """Titles of the stages of jobs."""
+
+SMALLEST_EDGE: Final = 1.0
+"""Of voxels that what is learnt was trained for, mm; a scan warns of large ones itself."""
 
 _NOT_IN_KEY = {"device", "memory_mib", "series"}
 """Settings beside paths that do not change what results hold."""
@@ -51,6 +54,18 @@ def read_scan(settings: ScanSettings, report: JobReport, session: Session) -> Ac
         image = read_image(Path(settings.t1w), report)
         report.warning("t1w-unused", f"{image.name} was read, but no model of this version uses a T1w image.")
     return session.read(settings, report)
+
+
+def warn_of_voxels(acquisition: Acquisition, report: JobReport) -> None:
+    """Tell when a scan's voxels are smaller than what is learnt knows."""
+    # headers round: a voxel of .9999 mm is one of 1 mm
+    if acquisition.voxel_sizes.min() < 0.99 * SMALLEST_EDGE:
+        size = " x ".join(f"{edge:.3g}" for edge in acquisition.voxel_sizes)
+        report.warning(
+            "voxel-size",
+            f"Voxels are {size} mm; what is learnt was trained for edges of {SMALLEST_EDGE:g} mm and more, and may be "
+            "wrong.",
+        )
 
 
 def result_key(digest: str, settings: ComputeSettings, kind: type[ComputeSettings], *more: str) -> str:

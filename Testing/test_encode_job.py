@@ -162,7 +162,16 @@ def test_few_directions_are_encoded_without_what_needs_more(weights, tmp_path, c
     assert not list((tmp_path / "out").glob("*surprise*"))
 
 
+def test_voxels_smaller_than_any_that_was_trained_on_are_told(weights, tmp_path, capsys):
+    path = write_small_scan(tmp_path / "fine", n_directions=6)
+    image = nibabel.load(path)
+    fine = image.affine @ np.diag([0.3, 0.3, 1, 1])
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), fine), path)
+    assert main(["encode", str(path), "--encoder", str(weights), "--out", str(tmp_path / "out")]) == DONE
+    assert "Voxels are 0.75 x 0.75 x 2.5 mm; what is learnt was trained for edges of 1 mm" in capsys.readouterr().err
+
+
 def test_weights_that_are_not_there_are_told_before_anything_is_read(scan, tmp_path, capsys):
     assert main(["encode", str(scan), "--encoder", str(tmp_path / "no.safetensors"), "--out", str(tmp_path)]) == USER
-    assert "are not there" in capsys.readouterr().err
+    assert "There are no weights of an encoder at" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

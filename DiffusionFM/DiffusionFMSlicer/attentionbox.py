@@ -244,9 +244,9 @@ class AttentionBox:
             return
         ui = self._ui
         ui.directionsBox.visible = True
-        ui.directionsPlot.setPixmap(
-            directionsplot.draw(self._directions, ui.featureLabel.width, ui.featureLabel.palette)
-        )
+        label = ui.featureLabel
+        picture = directionsplot.draw(self._directions, label.width, label.palette, label.devicePixelRatioF())
+        ui.directionsPlot.setPixmap(picture)
         ui.directionsLabel.text = SENTENCE
         plots.updateChart(self._directions)
         self._agreed()

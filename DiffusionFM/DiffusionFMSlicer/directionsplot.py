@@ -26,7 +26,7 @@ def reach(directions: Directions) -> float:
     return float(next(step * decade for step in (1, 2, 5, 10) if step * decade >= highest)) if highest > 0 else 1.0
 
 
-def draw(directions: Directions, width: int, palette: Any) -> Any:
+def draw(directions: Directions, width: int, palette: Any, ratio: float = 1.0) -> Any:
     """The plot.
 
     Parameters
@@ -35,12 +35,15 @@ def draw(directions: Directions, width: int, palette: Any) -> Any:
     width : int, pixels
     palette : QPalette
         The panel's, so that it is as dark or bright.
+    ratio : float
+        Of the screen's own pixels to these, along an edge.
 
     Returns
     -------
     QPixmap
     """
-    picture = qt.QPixmap(width, HEIGHT)
+    picture = qt.QPixmap(round(ratio * width), round(ratio * HEIGHT))
+    picture.setDevicePixelRatio(ratio)
     picture.fill(palette.color(qt.QPalette.Base))
     painter = qt.QPainter()
     painter.begin(picture)

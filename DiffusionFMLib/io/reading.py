@@ -92,7 +92,7 @@ def open_image(path: Path) -> ImageFile:
         msg = f"{path.name} is a single DICOM file; expected the folder of the series."
         raise InputError(msg, f"Choose the folder {path.absolute().parent.name} instead.")
     msg = f"{path.name} is not an image that can be read: expected NIfTI, NRRD or a DICOM folder."
-    raise InputError(msg, "Choose the scan itself, or convert it to NIfTI.")
+    raise InputError(msg, "Choose an image, or convert this one to NIfTI.")
 
 
 def scan_files(settings: ScanSettings) -> list[Path]:

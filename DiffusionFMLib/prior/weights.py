@@ -67,7 +67,7 @@ def weights_file(chosen: str, model: SignalModel) -> Path:
     """
     path = Path(chosen) if chosen else SHIPPED / f"prior-{carrier(model).name}-small.safetensors"
     if not path.is_file():
-        msg = f"The prior's weights {path} are not there."
+        msg = f"There are no weights of a prior at {path}; expected a .safetensors file."
         hint = "Correct the path, or leave it empty for those that come with DiffusionFM."
         raise InputError(msg, hint if chosen else "Install DiffusionFM again, or give a file of your own.")
     return path
