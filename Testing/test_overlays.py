@@ -219,6 +219,7 @@ def test_halves_share_out_each_shell() -> None:
 def test_surprise_stays_within_its_memory(trained: TrainedEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     # so much of a small network that 1 MiB does not hold eleven volumes
     monkeypatch.setattr(memory, "HELD", 6)
+    monkeypatch.setattr(memory, "RESERVED", 0)
     told = SilentReport()
     surprises.surprise(scan(), trained, told, memory_mib=1)
     assert [code for code, _ in told.warnings] == ["surprise"]
@@ -313,6 +314,7 @@ def test_attention_within_its_memory_is_that_of_some_directions(
     trained: TrainedEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "HELD", 6)
+    monkeypatch.setattr(memory, "RESERVED", 0)
     told = SilentReport()
     found = watch(scan(), trained, told, 1)
     assert [code for code, _ in told.warnings] == ["attention"]

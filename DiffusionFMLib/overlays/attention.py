@@ -23,7 +23,7 @@ from DiffusionFMLib.events import Report
 from DiffusionFMLib.fitting.device import one_thread_per_operation
 from DiffusionFMLib.fitting.tiles import for_each_tile
 from DiffusionFMLib.gradients import GradientTable
-from DiffusionFMLib.overlays.memory import slabs_at_once, thinned, volume_bytes
+from DiffusionFMLib.overlays.memory import slabs_at_once, thinned, volume_bytes, working_bytes
 
 MIN_VOLUMES: Final = 2
 """Directions, of which attention is worth looking at."""
@@ -178,7 +178,7 @@ def watch(
     network, shape = trained.network, trained.network.shape
     slabs = ScanSlabs(acquisition, shape, (0, 0, 0), with_b0=False)
     each, sizes = shape.blocks * shape.heads, [(1 + int(count)) ** 2 for count in slabs.places()]
-    allowed = (memory_mib << 20) - 2 * each * sum(sizes)
+    allowed = working_bytes(memory_mib) - 2 * each * sum(sizes)
     # of each volume, what it receives is kept; and one slab goes through at a time
     volume = 8 * each * int(np.prod(slabs.grid))
     through = volume + volume_bytes(slabs)

@@ -19,7 +19,7 @@ from DiffusionFMLib.encoder.volume import DEFAULTS, Encoding
 from DiffusionFMLib.events import Report
 from DiffusionFMLib.fitting.device import one_thread_per_operation
 from DiffusionFMLib.fitting.tiles import for_each_tile
-from DiffusionFMLib.overlays.memory import slabs_at_once, thinned
+from DiffusionFMLib.overlays.memory import slabs_at_once, thinned, working_bytes
 
 HIDDEN_EDGE: Final = 2
 """Patches along x and y that are hidden together."""
@@ -97,7 +97,7 @@ def influence(
     network = trained.network
     some = thinned(acquisition, MAX_VOLUMES, "Influence is computed with some of the directions.")
     slabs = ScanSlabs(some, network.shape, (0, 0, 0), with_b0=False)
-    at_once = slabs_at_once(slabs, memory_mib << 20, device, "Influence")
+    at_once = slabs_at_once(slabs, working_bytes(memory_mib), device, "Influence")
     protocol = EncoderProtocol.of(slabs.gtab, network.shape, device=device)
     result = np.zeros(slabs.grid, np.float32)
 

@@ -13,13 +13,21 @@ from DiffusionFMLib.encoder.volume import token_bytes
 from DiffusionFMLib.errors import DeviceError
 from DiffusionFMLib.fitting.device import cpu_workers
 
-HELD: Final = 3
+HELD: Final = 3.5
 """Of what a token takes in half a block, so much is held at a time at most: measured."""
+
+RESERVED: Final = 96 << 20
+"""Bytes for the network, the features that are held meanwhile, and the libraries' own: measured."""
+
+
+def working_bytes(memory_mib: int) -> int:
+    """What the working memory that a setting allows leaves for slabs."""
+    return (memory_mib << 20) - RESERVED
 
 
 def volume_bytes(slabs: ScanSlabs) -> int:
     """What a volume of the fullest slab takes on its way through."""
-    return HELD * token_bytes(slabs.shape) * (1 + int(slabs.places().max()))
+    return round(HELD * token_bytes(slabs.shape)) * (1 + int(slabs.places().max()))
 
 
 def slabs_at_once(slabs: ScanSlabs, allowed: int, device: torch.device, what: str) -> int:
@@ -34,7 +42,8 @@ def slabs_at_once(slabs: ScanSlabs, allowed: int, device: torch.device, what: st
     fit = allowed // slab
     if fit < 1:
         directions = len(slabs.volumes)
-        msg = f"{what} of {directions} directions takes {slab / 2**20:.0f} MiB; {allowed / 2**20:.0f} are allowed."
+        needed, given = ((bytes + RESERVED) / 2**20 for bytes in (slab, allowed))
+        msg = f"{what} of {directions} directions takes {needed:.0f} MiB; {given:.0f} are allowed."
         raise DeviceError(msg, "Allow more memory (--memory-mib).")
     return min(fit, cpu_workers()) if device.type == "cpu" else 1
 

@@ -20,7 +20,7 @@ from DiffusionFMLib.events import PartReport, Report
 from DiffusionFMLib.fitting.device import one_thread_per_operation
 from DiffusionFMLib.fitting.tiles import for_each_tile
 from DiffusionFMLib.overlays.cells import Cells, half_patch
-from DiffusionFMLib.overlays.memory import slabs_at_once, thinned, volume_bytes
+from DiffusionFMLib.overlays.memory import slabs_at_once, thinned, volume_bytes, working_bytes
 from DiffusionFMLib.preprocessing.noise import estimate_noise, noise_between_neighbours
 
 MIN_VOLUMES: Final = 4
@@ -61,7 +61,7 @@ def surprise(
     """
     device = device or torch.device("cpu")
     shape = trained.network.shape
-    noise, allowed = noise_over_b0(acquisition), memory_mib << 20
+    noise, allowed = noise_over_b0(acquisition), working_bytes(memory_mib)
     whole = ScanSlabs(acquisition, shape, (0, 0, 0), with_b0=False)
     count = max(MIN_VOLUMES, allowed // volume_bytes(whole))
     if count < len(whole.volumes):
