@@ -15,10 +15,12 @@ from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.errors import ProtocolError
 from DiffusionFMLib.events import Report
 from DiffusionFMLib.gradients import image_rotation
+from DiffusionFMLib.physics import DKI
 from DiffusionFMLib.preprocessing.noise import NoiseEstimate
 from DiffusionFMLib.prior.coordinates import WhitenedDesign, turning
 from DiffusionFMLib.prior.disagreement import distance
 from DiffusionFMLib.prior.information import FrontEnd, Information, Measurements, front_end
+from DiffusionFMLib.prior.kurtosis import told_by_neighbours
 from DiffusionFMLib.prior.neighbourhood import B0_ROWS, Neighbourhood, rows_of
 from DiffusionFMLib.prior.network import conditions
 from DiffusionFMLib.prior.posterior import Posterior, posterior
@@ -213,16 +215,18 @@ class ScanPosterior:
 def estimate(scan: ScanPosterior, report: Report) -> PriorEstimate:
     """Posterior of every voxel of a scan's mask."""
     size = len(scan.trained.coordinates)
-    theta, ridge = (np.empty((size, len(scan)), np.float32) for _ in range(2))
+    mean, ridge = (np.empty((size, len(scan)), np.float32) for _ in range(2))
     covariance = np.empty((size, size, len(scan)), np.float32)
     data_fraction, far = (np.empty(len(scan), np.float32) for _ in range(2))
     for chunk, front, result in scan.given(None, report):
         report.progress(chunk.stop, len(scan), "Prior")
-        theta[:, chunk], ridge[:, chunk] = scan.in_ras(result.mean), scan.in_ras(front.mean)
+        mean[:, chunk], ridge[:, chunk] = result.mean.cpu().numpy(), scan.in_ras(front.mean)
         covariance[..., chunk] = unpack(result.covariance()).cpu().numpy()
         data_fraction[chunk] = result.data_fraction().cpu().numpy()
         far[chunk] = distance(result, scan.measured(chunk)).cpu().numpy()
-    return PriorEstimate(theta, ridge, covariance, data_fraction, far, scan.slope())
+    if isinstance(scan.trained.model, DKI):
+        mean = told_by_neighbours(*map(torch.from_numpy, (mean, covariance, scan.mask))).numpy()
+    return PriorEstimate(scan.in_ras(torch.from_numpy(mean)), ridge, covariance, data_fraction, far, scan.slope())
 
 
 def rows_seen(size: int) -> int:

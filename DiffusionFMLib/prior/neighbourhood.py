@@ -71,8 +71,8 @@ class Neighbourhood:
     @classmethod
     def within(cls, own: Tensor) -> Neighbourhood:
         """That of a volume with each voxel's own, shape (C, X, Y, Z); see `rows_of`."""
-        near = _filtered(own, PASSES[0])
-        return cls(functional.pad(own, (1,) * 6), near, _filtered(near, PASSES[1] - PASSES[0]))
+        near = filtered(own, PASSES[0])
+        return cls(functional.pad(own, (1,) * 6), near, filtered(near, PASSES[1] - PASSES[0]))
 
     def part(self, box: tuple[slice, slice, slice]) -> Neighbourhood:
         """That of a box of the volume, whose neighbours are still there; slices with both ends."""
@@ -156,7 +156,7 @@ def _ridge(sums: Tensor, times: float, at: Tensor | None) -> Tensor:
     return torch.cat([solve(add_diagonal(part[:-size], 1.0), part[-size:]) for part in parts], 1)
 
 
-def _filtered(volume: Tensor, passes: int) -> Tensor:
+def filtered(volume: Tensor, passes: int) -> Tensor:
     """A volume filtered with 1/4, 1/2, 1/4 along all axes, so many times; zero beyond its edge."""
     for axis in (1, 2, 3) * passes:
         size = volume.shape[axis]

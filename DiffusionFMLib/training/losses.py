@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from DiffusionFMLib.prior.coordinates import DEVIATION_SD, KURTOSIS_SD, MD_SD, TYPICAL_KURTOSIS, TYPICAL_MD
+from DiffusionFMLib.prior.coordinates import DEVIATION_SD, MD_SD, TYPICAL_MD
 from DiffusionFMLib.prior.information import concatenate
+from DiffusionFMLib.prior.kurtosis import mean_kurtosis
 from DiffusionFMLib.prior.network import PriorNetwork
 from DiffusionFMLib.prior.posterior import Posterior, posterior
 from DiffusionFMLib.training.examples import Example
@@ -22,9 +23,6 @@ MD_WEIGHT, KURTOSIS_WEIGHT = 0.5, 1.0
 
 TENSOR: Final = 7
 """Unknowns of a model without kurtosis."""
-
-MIN_MD: Final = 0.3
-"""Kurtosis is divided by at least the square of it, um2/ms."""
 
 SMOOTHNESS: Final = 0.02
 """Errors below it are squared, larger ones absolute: in whitened coordinates."""
@@ -120,12 +118,6 @@ def fa(u: Tensor) -> Tensor:
     md = TYPICAL_MD + MD_SD * u[0]
     deviation = DEVIATION_SD**2 * u[1:6].square().sum(0)
     return (1.5 * deviation / (3 * md.square() + deviation) + 1e-6).sqrt().clamp_max(1.2)
-
-
-def mean_kurtosis(u: Tensor) -> Tensor:
-    """Mean of the kurtosis tensor W of whitened coordinates (P, V), shape (V,)."""
-    md = (TYPICAL_MD + MD_SD * u[0]).clamp_min(MIN_MD)
-    return (TYPICAL_KURTOSIS + KURTOSIS_SD[0] * u[6]) / md.square()
 
 
 def _signal_error(
