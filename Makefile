@@ -73,6 +73,7 @@ evaluate: $(INSTALLED)
 	$(VENV_PYTHON) Testing/Evaluation/calibration.py '$(WEIGHTS)'
 	$(VENV_PYTHON) Testing/Evaluation/samples.py '$(WEIGHTS)'
 	$(VENV_PYTHON) Testing/Evaluation/microstructure.py
+	$(VENV_PYTHON) Testing/Evaluation/kurtosis.py
 	$(VENV_PYTHON) Testing/Evaluation/reconstruction.py $(if $(ENCODER),'$(ENCODER)')
 	$(if $(ENCODER),$(VENV_PYTHON) Testing/Evaluation/overlays.py '$(ENCODER)')
 	$(if $(ENCODER),$(VENV_PYTHON) Testing/Evaluation/downstream.py '$(ENCODER)')

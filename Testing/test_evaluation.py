@@ -8,8 +8,10 @@ import torch
 from Evaluation.scores import auc, coverage, coverage_by_sd, detected, lumps, recovery, rmse, spearman
 from Evaluation.simulated_scans import EDGE, GAP, PATHOLOGIES, Head, Scan, protocol
 
-from DiffusionFMLib.physics import DTI
+from DiffusionFMLib.physics import DKI, DTI
+from DiffusionFMLib.simulation.scanner import repelled_directions
 from DiffusionFMLib.training.anatomies import FIELDS, Anatomy, random_phantom
+from DiffusionFMLib.training.protocols import Protocol
 
 
 @pytest.fixture(scope="module")
@@ -143,3 +145,18 @@ def test_truth_of_uniform_tissue() -> None:
     one, other = (Scan.of(uniform_head(fluid=1.0), how, seed).acquisition.signal[..., 0] for seed in (0, 1))
     assert (one - other).std() / 2**0.5 == pytest.approx(1 / 20, rel=0.05)
     assert water.sigma == pytest.approx(1 / 20)
+
+
+def test_truth_of_kurtosis_is_that_of_signals_without_noise() -> None:
+    first = repelled_directions(12)
+    bvecs = np.vstack([np.zeros((1, 3)), first[::2], first[1::2]])
+    how = Protocol(np.repeat([0.0, 1000, 2000], [1, 6, 6]), bvecs, 1e-6, np.zeros(3))
+    water, fibres = (Scan.of(uniform_head(**{tissue: 1.0}), how, 0, DKI()) for tissue in ("fluid", "fibre1"))
+    # in fluid nothing is left at b = 2000 to tell kurtosis from
+    np.testing.assert_allclose(water.theta[[0, 3, 5]], uniform_head(fluid=1.0).contents.properties.fluid, rtol=0.02)
+    gtab = fibres.acquisition.gtab
+    predicted = DKI().signal(torch.as_tensor(fibres.theta.T), gtab).numpy()
+    np.testing.assert_allclose(predicted, fibres.acquisition.signal[fibres.mask], atol=0.02)
+    tensor = Scan.of(uniform_head(fibre1=1.0), how, 0)
+    worse = DTI().signal(torch.as_tensor(tensor.theta.T), gtab).numpy() - fibres.acquisition.signal[fibres.mask]
+    assert np.abs(worse).max() > 0.03

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from baselines import SMOOTHED, conventional, least_squares, maps
+from baselines import SMOOTHED, TENSOR, conventional, least_squares, maps
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -28,7 +28,7 @@ from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.events import SilentReport
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.io import read_acquisition
-from DiffusionFMLib.physics import DTI
+from DiffusionFMLib.physics import DTI, LogLinearModel
 from DiffusionFMLib.physics.noise import RicianNoise
 from DiffusionFMLib.preprocessing.masking import brain_mask
 from DiffusionFMLib.preprocessing.noise import NoiseEstimate, estimate_noise
@@ -132,10 +132,17 @@ def phantom(
 # --- real scans ------------------------------------------------------------------------------------------
 
 
-def residuals(theta: NDArray, scan: Acquisition, mask: NDArray[np.bool_], volumes: NDArray, sigma: NDArray) -> NDArray:
+def residuals(
+    theta: NDArray,
+    scan: Acquisition,
+    mask: NDArray[np.bool_],
+    volumes: NDArray,
+    sigma: NDArray,
+    model: LogLinearModel = TENSOR,
+) -> NDArray:
     """Measured minus expected signal over sigma, shape (V, volumes)."""
     gtab = scan.gtab.subset(volumes)
-    predicted = torch.as_tensor(np.exp(np.clip(DTI().design(gtab) @ theta, -30, 30)).T)
+    predicted = torch.as_tensor(np.exp(np.clip(model.design(gtab) @ theta, -30, 30)).T)
     expected = RicianNoise().mean(predicted, torch.as_tensor(sigma[:, None])).numpy()
     return (scan.signal[mask][:, volumes] - expected) / sigma[:, None]
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.events import SilentReport
 from DiffusionFMLib.gradients import GradientTable
-from DiffusionFMLib.physics import DTI
+from DiffusionFMLib.physics import DTI, LogLinearModel
 from DiffusionFMLib.prior.coordinates import WhitenedDesign, coordinates_of
 from DiffusionFMLib.simulation import anatomy as template
 from DiffusionFMLib.simulation.anatomy import Architecture
@@ -28,6 +28,8 @@ from DiffusionFMLib.training.anatomies import FIELDS, WEIGHTS, Anatomy, cached, 
 from DiffusionFMLib.training.examples import DENSE_DIRECTIONS, add_noise, noise_free_fit
 from DiffusionFMLib.training.protocols import Protocol
 from DiffusionFMLib.training.rendering import Contents, Replacement, draw_contents
+
+TENSOR = DTI()
 
 POOL = Path(__file__).resolve().parents[2] / "build" / "evaluation"
 """Anatomies are kept here; they take seconds each."""
@@ -208,8 +210,8 @@ class Scan:
     acquisition : Acquisition
     sigma : array, shape (V,)
         True noise.
-    theta : array, shape (7, V)
-        Tensor and ln S0 of the noise-free signal of many directions at the scan's b-values.
+    theta : array, shape (P, V)
+        A model's parameters, of the noise-free signal of many directions at the scan's b-values.
     """
 
     acquisition: Acquisition
@@ -221,7 +223,7 @@ class Scan:
         return self.acquisition.mask
 
     @classmethod
-    def of(cls, head: Head, protocol: Protocol, seed: int) -> Scan:
+    def of(cls, head: Head, protocol: Protocol, seed: int, model: LogLinearModel = TENSOR) -> Scan:
         """Scan a head; the same seed gives the same noise, whatever is in the head."""
         rng = np.random.default_rng([seed, 12])
         clean = head.signal(protocol.bvals / 1000, protocol.bvecs).reshape(-1, *head.shape)
@@ -230,15 +232,17 @@ class Scan:
         mask = head.mask
         gtab = GradientTable(protocol.bvals, protocol.bvecs)
         return cls(
-            Acquisition(signal, affine, gtab, mask), np.full(int(mask.sum()), protocol.sigma), truth(head, protocol)
+            Acquisition(signal, affine, gtab, mask),
+            np.full(int(mask.sum()), protocol.sigma),
+            truth(head, protocol, model),
         )
 
 
-def truth(head: Head, protocol: Protocol) -> NDArray:
-    """Parameters of the noise-free signal of masked voxels, shape (7, V), at a protocol's b-values."""
-    bvals, bvecs, counts = protocol.dense(DENSE_DIRECTIONS[DTI.name])
-    coordinates = coordinates_of(DTI())
-    design = WhitenedDesign.of(DTI(), GradientTable(bvals, bvecs), coordinates)
+def truth(head: Head, protocol: Protocol, model: LogLinearModel = TENSOR) -> NDArray:
+    """Parameters of the noise-free signal of masked voxels, shape (P, V), at a protocol's b-values."""
+    bvals, bvecs, counts = protocol.dense(DENSE_DIRECTIONS[model.name])
+    coordinates = coordinates_of(model)
+    design = WhitenedDesign.of(model, GradientTable(bvals, bvecs), coordinates)
     clean = head.signal(bvals / 1000, bvecs)[:, torch.from_numpy(head.mask.ravel())]
     return coordinates.theta(noise_free_fit(clean, design, counts)).double().numpy()
 
