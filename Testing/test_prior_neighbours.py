@@ -85,6 +85,14 @@ def test_it_is_what_a_solve_in_every_voxel_gives() -> None:
     torch.testing.assert_close(covariance, spread, rtol=1e-9, atol=1e-9)
 
 
+def test_a_voxel_that_failed_fails_alone() -> None:
+    mask = holes()
+    u, covariance = posterior(mask)
+    u[:, 7], covariance[..., 7] = np.nan, np.nan
+    found = told_by_neighbours(u, covariance, mask)
+    assert torch.equal(torch.isnan(found).any(0).nonzero()[:, 0], torch.tensor([7]))
+
+
 def test_fluid_and_voxels_without_neighbours_stay_as_they_are() -> None:
     mask = holes()
     mask[2:] = False

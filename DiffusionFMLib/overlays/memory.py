@@ -42,7 +42,7 @@ def slabs_at_once(slabs: ScanSlabs, allowed: int, device: torch.device, what: st
     fit = allowed // slab
     if fit < 1:
         directions = len(slabs.volumes)
-        needed, given = ((bytes + RESERVED) / 2**20 for bytes in (slab, allowed))
+        needed, given = ((part + RESERVED) / 2**20 for part in (slab, allowed))
         msg = f"{what} of {directions} directions takes {needed:.0f} MiB; {given:.0f} are allowed."
         raise DeviceError(msg, "Allow more memory (--memory-mib).")
     return min(fit, cpu_workers()) if device.type == "cpu" else 1

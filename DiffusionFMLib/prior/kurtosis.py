@@ -66,7 +66,7 @@ def told_by_neighbours(u: Tensor, covariance: Tensor, mask: Tensor) -> Tensor:
         w, slope = _linearised(found)
         spread = covariance[:, places[0]] * slope[0] + covariance[:, places[1]] * slope[1]
         variance = (slope * spread[places]).sum(0)
-        mean, uncertain, share = _of_neighbours(torch.stack([w, variance]) * tissue, tissue, mask)
+        mean, uncertain, share = _of_neighbours(torch.stack([w, variance]), tissue, mask)
         told = tissue & (share > MIN_SHARE)
         gain = told * spread / (SCATTER**2 + SHARED * uncertain + variance)
         found = u + gain * (mean - w - (slope * (u - found)[places]).sum(0))
@@ -85,7 +85,8 @@ def _linearised(u: Tensor) -> tuple[Tensor, Tensor]:
 def _of_neighbours(values: Tensor, some: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Means of two values, shape (2, V), over `some` of the voxels beside each; and what share of them is there."""
     volume = values.new_zeros(3, *mask.shape)
-    volume[:, mask] = torch.cat([values, some[None].to(values)])
+    # not by a product: what is not a number would spread
+    volume[:, mask] = torch.cat([values, torch.ones_like(values[:1])]).where(some, 0.0)
     total = (filtered(volume, 1) - OWN * volume)[:, mask]
     share = total[2] / (1 - OWN)
     return *(total[:2] / total[2].clamp_min(1e-6)), share
