@@ -18,7 +18,7 @@ from DiffusionFMLib.training.task import Losses
 
 SIGNAL_WEIGHT, LIKELIHOOD_WEIGHT, FA_WEIGHT = 4.0, 0.2, 0.5
 
-MD_WEIGHT, KURTOSIS_WEIGHT = 0.5, 1.0
+MD_WEIGHT, KURTOSIS_WEIGHT = 1.0, 3.0
 """Where there is kurtosis: its 15 components would drown both means."""
 
 TENSOR: Final = 7
