@@ -68,7 +68,7 @@ def features(trained: TrainedEncoder) -> Features:
 
 @pytest.fixture(scope="module")
 def attention(trained: TrainedEncoder) -> Attention:
-    return watch(scan(), trained, SilentReport(), 64)
+    return watch(scan(), trained, SilentReport(), 256)
 
 
 # --- where they lie --------------------------------------------------------------------------------------
@@ -273,9 +273,9 @@ def test_geometry_alone_leaves_nothing_where_signal_has_no_directions(trained: T
     same = plain.signal.copy()
     for shell in GTAB.shells:
         same[..., list(shell.indices)] = same[..., list(shell.indices)].mean(-1, keepdims=True)
-    found = watch(replace(plain, signal=same), trained, SilentReport(), 64).apart_from_geometry(None, None)
+    found = watch(replace(plain, signal=same), trained, SilentReport(), 256).apart_from_geometry(None, None)
     assert np.abs(found).max() < 1e-5
-    with_directions = watch(plain, trained, SilentReport(), 64).apart_from_geometry(None, None)
+    with_directions = watch(plain, trained, SilentReport(), 256).apart_from_geometry(None, None)
     assert with_directions.max() > 1e-3
 
 
@@ -419,7 +419,7 @@ def test_without_attention_there_is_none_to_ask_for(encoded: EncodedScan) -> Non
 
 
 def test_without_geometry_there_is_nothing_to_compare_with(trained: TrainedEncoder, encoded: EncodedScan) -> None:
-    watched = watch(scan(), trained, SilentReport(), 64, geometry=False)
+    watched = watch(scan(), trained, SilentReport(), 256, geometry=False)
     assert encoded.attention is not None
     np.testing.assert_array_equal(watched.directions, encoded.attention.directions)
     plain = replace(encoded, attention=watched)
