@@ -104,7 +104,7 @@ def individual(points: NDArray[np.float64], rng: np.random.Generator, warp: floa
     return warped
 
 
-def tissue(points: NDArray[np.float64], voxel_size: float) -> Tissue:
+def tissue(points: NDArray[np.float64], voxel_size: float, report: Report) -> Tissue:
     """Tissue fractions of voxels, from the ICBM152 2009a symmetric maps that nilearn ships.
 
     Parameters
@@ -112,6 +112,8 @@ def tissue(points: NDArray[np.float64], voxel_size: float) -> Tissue:
     points : array, shape (X, Y, Z, 3), mm
         Their centres in ICBM152 space.
     voxel_size : float, mm
+    report : Report
+        Asked now and then whether to stop: a first call takes seconds.
 
     Raises
     ------
@@ -125,12 +127,14 @@ def tissue(points: NDArray[np.float64], voxel_size: float) -> Tissue:
     except ImportError as error:
         msg = "Simulating a brain needs the ICBM152 tissue maps of nilearn, which is not installed."
         raise DiffusionFMError(msg, "Install it with pip install 'diffusionfm[train]'.") from error
+    report.check()
     images = [
         datasets.load_mni152_wm_template(resolution=1),
         datasets.load_mni152_gm_template(resolution=1),
         datasets.load_mni152_brain_mask(resolution=1),
     ]
     affine = images[0].affine
+    report.check()
     # a voxel's signal is the mean over it: blur to its size before sampling its centre
     blur = 0.4 * float(np.sqrt(max(voxel_size**2 - 1, 0)))
 

@@ -69,7 +69,7 @@ def simulate(settings: SimulateSettings, report: Report) -> Simulated:
     report.progress(0, 1, "Anatomy")
     world = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1) @ affine[:3, :3].T + affine[:3, 3]
     template = anatomy.individual(world, rng)
-    fractions = anatomy.tissue(template, settings.voxel_size)
+    fractions = anatomy.tissue(template, settings.voxel_size, report)
     report.check()
     lesion = lesions.oedema(template, fractions.wm, rng)
     if not settings.lesion:

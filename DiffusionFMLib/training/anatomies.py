@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from DiffusionFMLib.errors import InputError
-from DiffusionFMLib.events import Report
+from DiffusionFMLib.events import Report, SilentReport
 
 if TYPE_CHECKING:
     from DiffusionFMLib.simulation.anatomy import Architecture
@@ -142,7 +142,7 @@ def simulated_brain(architecture: Architecture, seed: int) -> Anatomy:
     grid = np.stack(np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in shape), indexing="ij"), axis=-1)
     points = anatomy.individual((grid * sizes) @ axes.T / scale + CENTRE, rng, rng.uniform(*WARP_RANGE))
     # partial volume over the voxel's mean extent
-    tissue = anatomy.tissue(points, float(np.cbrt(sizes.prod())))
+    tissue = anatomy.tissue(points, float(np.cbrt(sizes.prod())), SilentReport())
     head = tissue.brain
     fibres = architecture.fibres(points[head])
     fields = np.zeros((len(FIELDS), *shape), np.float16)

@@ -107,7 +107,7 @@ def anatomies(count: int, rng: np.random.Generator) -> tuple[NDArray[np.float32]
         template.individual(grid @ turn.T + CENTRE + rng.normal(0, SHIFT, 3), rng) for turn in turns
     ])  # fmt: skip
     # all heads at once: the template is read and blurred for each call
-    tissue = template.tissue(points, VOXEL)
+    tissue = template.tissue(points, VOXEL, SilentReport())
     fields = np.zeros((count, len(FIELDS), *SHAPE), np.float32)
     architecture = Architecture(SilentReport())
     for head, (found, turn) in enumerate(zip(fields, turns, strict=True)):

@@ -282,7 +282,7 @@ def _brain(seed: int, turn: NDArray) -> Anatomy:
     shape = (EDGE,) * 3
     grid = np.stack(np.meshgrid(*(np.arange(EDGE) - (EDGE - 1) / 2 for _ in shape), indexing="ij"), axis=-1)
     points = template.individual(grid * VOXEL @ turn.T + centre, rng)
-    tissue = template.tissue(points, VOXEL)
+    tissue = template.tissue(points, VOXEL, SilentReport())
     fibres = _architecture().fibres(points.reshape(-1, 3))
     fields = np.empty((len(FIELDS), *shape), np.float16)
     fields[0:2] = tissue.wm * fibres.fractions.T.reshape(2, *shape)
