@@ -56,7 +56,8 @@ class PriorEstimate:
     covariance : array, shape (P, P, V), float32
         Of the whitened coordinates, which are in voxel axes.
     data_fraction : array, shape (V,), float32
-        How much of an estimate came from the voxel's own measurements; see `Posterior.data_fraction`.
+        How much of an estimate came from the voxel's own measurements; see `Posterior.data_fraction`. For kurtosis,
+        before the neighbours' mean is known, as is the next.
     distance : array, shape (V,), float32
         Of the N measurements from the prior; see `disagreement.distance`.
     slope : array, shape (P, P), float64

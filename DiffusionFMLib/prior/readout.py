@@ -63,7 +63,10 @@ class Readout:
         return theta, sd | {name: values[voxels] for name, values in self._sampled.items()}
 
     def sample(self, scan: ScanPosterior, seed: int) -> None:
-        """Take standard deviations from samples of the whole scan from here on."""
+        """Take standard deviations from samples of the whole scan from here on.
+
+        Samples of kurtosis do not know the mean of their neighbours, so that they spread more than the estimate does.
+        """
         sums, squares = (np.zeros((len(self._names), len(scan))) for _ in range(2))
         for k in range(SAMPLES):
             drawn = scan.in_ras(sample(scan, seed + k, self._report))
