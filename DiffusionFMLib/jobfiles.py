@@ -63,8 +63,8 @@ def warn_of_voxels(acquisition: Acquisition, report: JobReport) -> None:
         size = " x ".join(f"{edge:.3g}" for edge in acquisition.voxel_sizes)
         report.warning(
             "voxel-size",
-            f"Voxels are {size} mm; what is learnt was trained for edges of {SMALLEST_EDGE:g} mm and more: resample the "
-            "scan, or do not rely on it.",
+            f"Voxels are {size} mm; what is learnt was trained for edges of {SMALLEST_EDGE:g} mm and more: resample "
+            "the scan, or do not rely on it.",
         )
 
 

@@ -20,6 +20,7 @@ from DiffusionFMLib.maps import with_prior_maps
 from DiffusionFMLib.physics import DKI, DTI, MODELS, NODDI, support
 from DiffusionFMLib.physics.dki import MAX_KURTOSIS
 from DiffusionFMLib.physics.tensor_arrays import QUARTIC, quartic_form, spread_directions
+from DiffusionFMLib.prior import estimate
 from DiffusionFMLib.prior.coordinates import coordinates_of, quartic_harmonics, turning
 from DiffusionFMLib.prior.estimate import PriorEstimate
 from DiffusionFMLib.prior.fitting import fit
@@ -189,6 +190,21 @@ def test_thirteen_volumes_give_all_maps(name: str, weights: Path) -> None:
         assert np.median(maps["fa"].data[inner]) == pytest.approx(float(truth["fa"]), abs=0.05)
     along = np.abs(maps["v1"].data[inner] @ theta[:3])
     assert np.median(along) > 0.99
+
+
+def test_kurtosis_of_neighbours_is_told(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan, _ = sparse_scan()
+    settings = FitSettings(model="dki", method="prior", weights=str(weights), adaptation="none", device="cpu")
+
+    def scatter() -> tuple[float, float]:
+        maps = fit(scan, DKI(), settings, SilentReport()).maps
+        return float(maps["mkt"].data.std()), float(np.median(maps["mkt_sd"].data))
+
+    told = scatter()
+    monkeypatch.setattr(estimate, "told_by_neighbours", lambda mean, covariance, mask: mean)
+    untold = scatter()
+    assert told[0] < 0.8 * untold[0]
+    assert told[1] < 0.9 * untold[1]
 
 
 def test_values_at_the_end_of_their_range_are_not_called_sure() -> None:

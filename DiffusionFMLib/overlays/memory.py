@@ -16,8 +16,9 @@ from DiffusionFMLib.fitting.device import cpu_workers
 HELD: Final = 3.5
 """Of what a token takes in half a block, so much is held at a time at most: measured."""
 
-RESERVED: Final = 96 << 20
-"""Bytes for the network, the features that are held meanwhile, and the libraries' own: measured."""
+RESERVED: Final = 128 << 20
+"""Bytes for the network, the features that are held meanwhile, and what libraries take: measured on processors of two
+makers, where it differs."""
 
 
 def working_bytes(memory_mib: int) -> int:
