@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from DiffusionFMLib.prior.information import FrontEnd, Information
+from DiffusionFMLib.prior.information import LOOK_LEVELS, FrontEnd, Information
 from DiffusionFMLib.prior.neighbourhood import (
     LOG_WEIGHT_RANGE,
     PASSES,
@@ -186,7 +186,16 @@ def test_the_network_heeds_what_it_is_told_of_the_scan() -> None:
             torch.tensor([[2.0, 2.0, 2.0], [1.0, 1.0, 3.0]]),
             torch.tensor([[0.0] * 3, [0.5] * 3]),
             torch.tensor([0.05, 0.2]),
+            torch.tensor([torch.inf, torch.inf]),
         )
         raw = made(features, mask, told)
     assert told.shape == (2, CONDITIONS)
     assert float((raw[0] - raw[1]).abs().max()) > 0.01
+
+
+def test_no_look_is_told_as_one_that_shows_nothing() -> None:
+    scan = torch.full((4, 3), 2.0), torch.zeros(4, 3), torch.full((4,), 0.05)
+    told = conditions(*scan, torch.tensor([torch.inf, *LOOK_LEVELS[::-1], 1.0]))
+    assert torch.equal(told[0], told[1])
+    assert float(told[0, -1]) == 0
+    assert float(told[2, -1]) > float(told[3, -1]) > 0

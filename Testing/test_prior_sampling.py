@@ -14,14 +14,20 @@ from DiffusionFMLib.physics import DTI
 from DiffusionFMLib.physics.tensor_arrays import spread_directions
 from DiffusionFMLib.preprocessing.noise import NoiseEstimate
 from DiffusionFMLib.prior.coordinates import coordinates_of
-from DiffusionFMLib.prior.estimate import ScanPosterior
+from DiffusionFMLib.prior.estimate import MARGIN, ScanPosterior
+from DiffusionFMLib.prior.information import LOOK_LEVELS
 from DiffusionFMLib.prior.neighbourhood import Neighbourhood
-from DiffusionFMLib.prior.network import NetworkShape, PriorNetwork
+from DiffusionFMLib.prior.network import START_LOG_PRECISION, NetworkShape, PriorNetwork
 from DiffusionFMLib.prior.sampling import sample
 from DiffusionFMLib.prior.systems import unpack
 from DiffusionFMLib.prior.weights import TrainedPrior
 
 SHAPE = (16, 16, 16)
+
+WIDTH, FIELD_SD = 2.0, 0.6
+
+DEAF = 1e9
+"""Noise that leaves the measurements nothing to say."""
 
 
 class SameEverywhere(PriorNetwork):
@@ -37,16 +43,46 @@ class SameEverywhere(PriorNetwork):
         return raw[:7].reshape(7, -1)[:, at]
 
 
-@pytest.fixture(scope="module")
-def scan() -> ScanPosterior:
+class SmoothField(PriorNetwork):
+    """The prior of a stationary Gaussian field on `SHAPE`, exact from a look alone: voxels are alike over `WIDTH`."""
+
+    @staticmethod
+    def spectrum() -> Tensor:
+        offset = torch.fft.fftfreq(SHAPE[0]) * SHAPE[0]
+        distance = torch.stack(torch.meshgrid(offset, offset, offset, indexing="ij")).square().sum(0).sqrt()
+        power = torch.fft.fftn((-distance / WIDTH).exp()).real.clamp_min(0)
+        return FIELD_SD**2 * power / power.mean()
+
+    def forward(self, features: Tensor, mask: Tensor, conditions: Tensor) -> Tensor:
+        variance = (LOOK_LEVELS[1] * (-2 * conditions[0, -1]).exp()) ** 2
+        inside = (slice(None), *(slice(MARGIN, MARGIN + n) for n in SHAPE))
+        look = (1 + variance) * features[0, :7][inside]
+        gain = self.spectrum() / (self.spectrum() + variance)
+        mean = torch.fft.ifftn(gain * torch.fft.fftn(look, dim=(1, 2, 3)), dim=(1, 2, 3)).real
+        # what is known beside the voxel's own look
+        precision = 1 / (variance * gain.mean()) - 1 / variance
+        raw = torch.zeros(1, 63, *features.shape[2:])
+        raw[0, :7][inside] = (mean / (variance * gain.mean()) - look / variance) / precision
+        raw[0, [7, 14, 20, 25, 29, 32, 34]] = precision.log() - START_LOG_PRECISION
+        return raw
+
+    def mean(self, raw: Tensor, neighbourhood: Neighbourhood, at: Tensor | None = None) -> Tensor:
+        return raw[:7].reshape(7, -1)[:, at]
+
+
+def posterior_of(network: PriorNetwork, sigma: float) -> ScanPosterior:
     """The same signal in every voxel, so that voxels are repeated draws."""
     gtab = GradientTable(np.r_[0, np.full(6, 1000.0)], np.r_[np.zeros((1, 3)), spread_directions(6)])
     theta = np.array([1.3, 0.1, 0.0, 0.7, 0.0, 0.5, np.log(300.0)])
     signal = np.tile(np.exp(DTI().design(gtab) @ theta).astype(np.float32), (*SHAPE, 1))
-    mask = np.ones(SHAPE, bool)
-    noise = NoiseEstimate(20.0, np.full(SHAPE, 20.0, np.float32), (0.0, 0.0, 0.0), 9)
-    trained = TrainedPrior(SameEverywhere(NetworkShape()), DTI(), coordinates_of(DTI()), {})
-    return ScanPosterior(Acquisition(signal, np.eye(4), gtab), mask, noise, trained)
+    noise = NoiseEstimate(20.0, np.full(SHAPE, sigma, np.float32), (0.0, 0.0, 0.0), 9)
+    trained = TrainedPrior(network, DTI(), coordinates_of(DTI()), {})
+    return ScanPosterior(Acquisition(signal, np.eye(4), gtab), np.ones(SHAPE, bool), noise, trained)
+
+
+@pytest.fixture(scope="module")
+def scan() -> ScanPosterior:
+    return posterior_of(SameEverywhere(NetworkShape()), 20.0)
 
 
 def test_samples_have_the_mean_and_covariance_of_a_known_posterior(scan: ScanPosterior) -> None:
@@ -60,6 +96,16 @@ def test_samples_have_the_mean_and_covariance_of_a_known_posterior(scan: ScanPos
     expected = unpack(exact.covariance())[..., 0] / (sd[:, None] * sd)
     found = torch.cov(drawn) / (sd[:, None] * sd)
     torch.testing.assert_close(found, expected, rtol=0, atol=0.12)
+
+
+def test_samples_without_data_are_as_rich_as_a_known_field_and_as_smooth() -> None:
+    drawn = sample(posterior_of(SmoothField(NetworkShape()), DEAF), 0, SilentReport()).reshape(7, *SHAPE)
+    truth = torch.fft.ifftn(SmoothField.spectrum()).real
+    # a little is lost in steps, and by starting from a finite level
+    assert 0.85 < float(drawn.square().mean() / truth[0, 0, 0]) ** 0.5 < 1.05
+    for distance in (1, 2, 4):
+        likeness = (drawn * drawn.roll(distance, 2)).mean() / drawn.square().mean()
+        assert float(likeness) == pytest.approx(float(truth[distance, 0, 0] / truth[0, 0, 0]), abs=0.06)
 
 
 def test_the_same_seed_gives_the_same_sample(scan: ScanPosterior) -> None:

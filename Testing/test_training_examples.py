@@ -200,12 +200,12 @@ def test_some_examples_say_nothing_but_a_look(phantom: Anatomy) -> None:
     rng = np.random.default_rng(0)
     drawn = [maker.draw(rng) for _ in range(12)]
     untold = [example for example in drawn if float(example.data.precision.abs().max()) < 1e-6]
-    assert 1 <= len(untold) <= 8
+    assert 2 <= len(untold) <= 10
     for example in untold:
         assert example.look is not None
-        # the look and the unit Gaussian, and nothing else
+        # the look and the unit Gaussian, and nothing else but what bounds of the signal leave
         level = example.look.precision[0, 0]
-        torch.testing.assert_close(example.ridge, example.look.vector / (1 + level), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(example.ridge, example.look.vector / (1 + level), rtol=1e-3, atol=2e-3)
 
 
 def test_the_ridge_estimate_finds_the_truth_of_a_good_scan(phantom: Anatomy) -> None:

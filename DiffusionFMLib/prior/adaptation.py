@@ -177,7 +177,7 @@ def _left_out(scan: ScanPosterior, adjustment: Adjustment, places: _Places, rng:
     numbers, place = (torch.from_numpy(part).to(scan.device) for part in places.crop(rng))
     measurements = scan.measured(numbers, given)
     front, data = front_end(measurements)
-    raw, neighbourhood = outlook(seen_of(front, data), place, shape, scan.told, trained)
+    raw, neighbourhood = outlook(seen_of(front, data), place, shape, scan.told(), trained)
 
     # of the inner voxels those that are in the mask, counted there and among the crop's voxels
     inner = slice(MARGIN, EDGE - MARGIN)

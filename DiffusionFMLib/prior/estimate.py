@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -19,7 +20,7 @@ from DiffusionFMLib.physics import DKI
 from DiffusionFMLib.preprocessing.noise import NoiseEstimate
 from DiffusionFMLib.prior.coordinates import WhitenedDesign, turning
 from DiffusionFMLib.prior.disagreement import distance
-from DiffusionFMLib.prior.information import FrontEnd, Information, Measurements, front_end
+from DiffusionFMLib.prior.information import FrontEnd, Information, Look, Measurements, front_end
 from DiffusionFMLib.prior.kurtosis import told_by_neighbours
 from DiffusionFMLib.prior.neighbourhood import B0_ROWS, Neighbourhood, rows_of
 from DiffusionFMLib.prior.network import conditions
@@ -112,22 +113,25 @@ class ScanPosterior:
         self._to_ras = turning(trained.model, self._axes)
         self._scale = float(np.median(self._signal[:, gtab.b0_mask].mean(axis=1))) / TYPICAL_S0
         self._sigma = np.maximum(noise.sigma_map[mask], 0.1 * noise.sigma) / self._scale
-        self.told = conditions(
-            torch.as_tensor(acquisition.voxel_sizes[None], dtype=torch.float32, device=self.device),
-            torch.tensor([noise.correlation], dtype=torch.float32, device=self.device),
-            torch.tensor([noise.sigma / self._scale], dtype=torch.float32, device=self.device),
-        )
+        self._described = (acquisition.voxel_sizes, noise.correlation, noise.sigma / self._scale)
 
     def __len__(self) -> int:
         return len(self._signal)
 
-    def given(self, look: Information | None, report: Report) -> Iterator[tuple[slice, FrontEnd, Posterior]]:
+    def told(self, look: float = math.inf) -> Tensor:
+        """What the network is told of the scan, and of the noise of a look at the answer; see `conditions`."""
+        edges, correlation, sigma, level = (
+            torch.tensor(part, dtype=torch.float32, device=self.device)[None] for part in (*self._described, look)
+        )
+        return conditions(edges, correlation, sigma, level)
+
+    def given(self, look: Look | None, report: Report) -> Iterator[tuple[slice, FrontEnd, Posterior]]:
         """Posterior of one part of the voxels after another, with what the network was shown of them.
 
         Parameters
         ----------
-        look : Information or None
-            Of all V voxels; see `information.look_at`.
+        look : Look or None
+            At all V voxels.
         report : Report
         """
         chunks = [slice(start, min(start + CHUNK, len(self))) for start in range(0, len(self), CHUNK)]
@@ -137,7 +141,7 @@ class ScanPosterior:
             part = None if look is None else look.part(chunk)
             front, data = front_end(self.measured(chunk), part)
             seen[:, chunk] = seen_of(front, data if part is None else data + part)
-        mean, triangle = self._learned(seen)
+        mean, triangle = self._learned(seen, self.told() if look is None else self.told(look.level))
         for chunk in chunks:
             report.check()
             measurements, part = self.measured(chunk), None if look is None else look.part(chunk)
@@ -146,7 +150,7 @@ class ScanPosterior:
                 prior = self.trained.network.local_prior(mean[:, chunk], triangle[:, chunk]).information()
                 yield chunk, front, posterior(prior if part is None else prior + part, [measurements], [data])
 
-    def _learned(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+    def _learned(self, seen: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:
         """The prior's mean, shape (P, V), and the precision's raw form, from what is seen of the voxels.
 
         Slab by slab along the first axis, as memory affords; slabs overlap, so that none ends where another's inner
@@ -172,7 +176,7 @@ class ScanPosterior:
             )
             voxels = torch.from_numpy(here)
             raw, neighbourhood = outlook(
-                seen[:, voxels], place.to(seen.device), (last - first, ny, nz), self.told, self.trained
+                seen[:, voxels], place.to(seen.device), (last - first, ny, nz), told, self.trained
             )
             with torch.no_grad():
                 if self.trained.adjustment is not None:
@@ -253,7 +257,7 @@ def outlook(
         Where they lie, in C order.
     shape : tuple of int
         Edges of the box, multiples of `NetworkShape.multiple`.
-    told : Tensor, shape (1, 7)
+    told : Tensor, shape (1, 8)
         See `conditions`.
     trained : TrainedPrior
     """

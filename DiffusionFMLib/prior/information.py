@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Final, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,8 +33,15 @@ LOG_RANGE: Final = (-6.0, 7.0)
 MODEL_ERROR: Final = 0.02
 """No model fits signals to better than this fraction of them: noise below it gives no more weight."""
 
+LOOK_LEVELS: Final = (0.05, 10.0)
+"""Range of the standard deviation of noisy looks at the answer, in whitened coordinates: from next to none to so much
+that only means over whole structures can be told."""
+
 NEAR_ZERO, BETWEEN = 2 - math.exp(0.5772156649015329), 0.6
 """Constants of `exponential_integral`: from Euler's constant, and fitted."""
+
+
+Kind = TypeVar("Kind", bound="Information")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,13 +65,26 @@ class Information:
     def __len__(self) -> int:
         return self.vector.shape[1]
 
-    def part(self, voxels: slice | Tensor) -> Information:
+    def part(self: Kind, voxels: slice | Tensor) -> Kind:
         """That of some of the voxels."""
-        return Information(self.precision[:, voxels], self.vector[:, voxels])
+        return replace(self, precision=self.precision[:, voxels], vector=self.vector[:, voxels])
 
     def nothing(self) -> Information:
         """No information on as many voxels."""
         return Information(torch.zeros_like(self.precision), torch.zeros_like(self.vector))
+
+
+@dataclass(frozen=True, eq=False)
+class Look(Information):
+    """What a noisy look at the answer says.
+
+    Parameters
+    ----------
+    level : float
+        Standard deviation of its noise.
+    """
+
+    level: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,10 +212,10 @@ def front_end(measurements: Measurements, extra: Information | None = None) -> t
         return FrontEnd(u, covariance, measurements.b0_around(u)), information
 
 
-def look_at(u: Tensor, level: float) -> Information:
+def look_at(u: Tensor, level: float) -> Look:
     """What coordinates u, shape (P, V), say that have noise of standard deviation `level` on them."""
     nothing = u.new_zeros(len(u) * (len(u) + 1) // 2, u.shape[1])
-    return Information(add_diagonal(nothing, 1 / level**2), u / level**2)
+    return Look(add_diagonal(nothing, 1 / level**2), u / level**2, level)
 
 
 def concatenate(parts: Sequence[Information]) -> Information:

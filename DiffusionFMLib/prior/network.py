@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from DiffusionFMLib.fitting.cholesky import diagonal_entries, packed_pairs
-from DiffusionFMLib.prior.information import Information
+from DiffusionFMLib.prior.information import LOOK_LEVELS, Information
 from DiffusionFMLib.prior.neighbourhood import WEIGHTS, Neighbourhood
 from DiffusionFMLib.prior.systems import gram, multiply
 
-CONDITIONS: Final = 7
-"""Numbers that describe a scan: log voxel edges over 2 mm, noise correlation along each axis, log noise level."""
+CONDITIONS: Final = 8
+"""Numbers that describe a scan: log voxel edges over 2 mm, noise correlation along each axis, log noise level; and how
+clear a look at the answer there is."""
 
 TYPICAL_LOG_SIGMA: Final = -2.7
 
@@ -216,7 +217,7 @@ class _Stage(nn.Module):
         return h
 
 
-def conditions(voxel_sizes: Tensor, correlation: Tensor, sigma: Tensor) -> Tensor:
+def conditions(voxel_sizes: Tensor, correlation: Tensor, sigma: Tensor, look: Tensor) -> Tensor:
     """What the network is told of a scan, each of order 1.
 
     Parameters
@@ -226,6 +227,10 @@ def conditions(voxel_sizes: Tensor, correlation: Tensor, sigma: Tensor) -> Tenso
         Of the noise of neighbours along each axis.
     sigma : Tensor, shape (B,)
         Noise level, where typical tissue has S0 = 1.
+    look : Tensor, shape (B,)
+        Noise level of a look at the answer; infinite where there is none.
     """
-    level = (sigma.log() - TYPICAL_LOG_SIGMA)[:, None]
-    return torch.cat([2 * (voxel_sizes / 2).log(), 4 * correlation, level], 1)
+    level = sigma.log() - TYPICAL_LOG_SIGMA
+    # none is as good as one with the most noise
+    clear = 0.5 * (LOOK_LEVELS[1] / look).log().clamp_min(0)
+    return torch.cat([2 * (voxel_sizes / 2).log(), 4 * correlation, level[:, None], clear[:, None]], 1)

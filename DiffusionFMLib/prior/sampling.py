@@ -15,12 +15,9 @@ from torch import Tensor
 
 from DiffusionFMLib.events import Report
 from DiffusionFMLib.prior.estimate import ScanPosterior
-from DiffusionFMLib.prior.information import look_at
+from DiffusionFMLib.prior.information import LOOK_LEVELS, look_at
 from DiffusionFMLib.prior.posterior import Posterior
 from DiffusionFMLib.prior.systems import unpack
-
-NOISE_LEVELS: Final = (3.0, 0.05)
-"""First and last standard deviation of the looks, in whitened coordinates: the range that networks are trained in."""
 
 LEVELS: Final = 20
 
@@ -45,7 +42,7 @@ def sample(scan: ScanPosterior, seed: int, report: Report, levels: int = LEVELS)
         Noise levels, evenly spaced in their logarithm.
     """
     generator = torch.Generator(scan.device).manual_seed(seed)
-    first, last = NOISE_LEVELS
+    last, first = LOOK_LEVELS
     steps = [first * (last / first) ** (k / (levels - 1)) for k in range(levels)] if levels > 1 else [last]
     answer = torch.empty(len(scan.trained.coordinates), len(scan), device=scan.device)
     # without a look at first: the data alone say where the answer lies, and how surely

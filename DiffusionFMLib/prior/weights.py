@@ -20,7 +20,7 @@ from DiffusionFMLib.stored_weights import SHIPPED, read_weights, write_weights
 __all__ = ["TrainedPrior", "carrier", "load_weights", "save_weights", "weights_file"]
 
 KIND: Final = "diffusionfm-prior"
-FORMAT: Final = 3
+FORMAT: Final = 4
 
 
 @dataclass(frozen=True, eq=False)

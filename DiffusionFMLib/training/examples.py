@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.physics import LogLinearModel
 from DiffusionFMLib.prior.coordinates import Coordinates, WhitenedDesign
-from DiffusionFMLib.prior.information import Information, Measurements, front_end, look_at
+from DiffusionFMLib.prior.information import LOOK_LEVELS, Information, Look, Measurements, front_end, look_at
 from DiffusionFMLib.prior.neighbourhood import Neighbourhood, network_input
 from DiffusionFMLib.prior.network import conditions
 from DiffusionFMLib.prior.systems import add_diagonal, solve
@@ -38,10 +39,7 @@ SIGMA_ERROR, CORRELATION_ERROR = 0.1, 0.03
 UNSTEADINESS: Final = 0.03
 """Pulsation, drift and movement scatter signals by up to this fraction of them."""
 
-NOISE_LEVELS: Final = (0.05, 3.0)
-"""Range of sigma_t, in whitened coordinates, of the noisy looks at the truth that make a denoiser."""
-
-UNTOLD_PROBABILITY: Final = 1 / 3
+UNTOLD_PROBABILITY: Final = 1 / 2
 UNTOLD_SIGMA: Final = 1e6
 """Share of the examples with such a look whose measurements say nothing, by the noise that they are then said to have:
 what the prior is to make up by itself."""
@@ -60,8 +58,8 @@ class Example:
     measurements : Measurements
     data : Information
         What they say, at the ridge estimate.
-    look : Information or None
-        A noisy look at the truth.
+    look : Look or None
+        A noisy look at the truth: these make a denoiser.
     neighbourhood : Neighbourhood
         All that is known, the look included.
     features : Tensor, shape (C, X, Y, Z)
@@ -75,7 +73,7 @@ class Example:
     truth : Tensor, shape (P, V)
         Noise-free fit at the protocol's own shells, whitened.
     mask : Tensor, shape (V,), bool
-    conditions : Tensor, shape (7,)
+    conditions : Tensor, shape (8,)
     dense : WhitenedDesign
         b0 and some directions at the same shells.
     sigma : float
@@ -85,7 +83,7 @@ class Example:
 
     measurements: Measurements
     data: Information
-    look: Information | None
+    look: Look | None
     neighbourhood: Neighbourhood
     features: Tensor
     brain: Tensor
@@ -159,7 +157,10 @@ class ExampleMaker:
         )
         front, data = front_end(measurements, look)
         told = conditions(
-            fields.new_tensor(voxel_sizes[None]), fields.new_tensor(known_correlation[None]), known_sigma[None]
+            fields.new_tensor(voxel_sizes[None]),
+            fields.new_tensor(known_correlation[None]),
+            known_sigma[None],
+            fields.new_tensor([look.level if look else math.inf]),
         )[0]
         brain = contents.fields[WEIGHTS].sum(0) > 0.5
         neighbourhood = Neighbourhood.of(data if look is None else data + look, front.b0, shape, brain)
@@ -193,9 +194,9 @@ def noise_free_fit(signal: Tensor, design: WhitenedDesign, counts: NDArray[np.fl
     return solve(add_diagonal(design.products @ weight, 1e-6), design.matrix.T @ (weight * target))
 
 
-def draw_look(truth: Tensor, rng: np.random.Generator) -> Information:
+def draw_look(truth: Tensor, rng: np.random.Generator) -> Look:
     """A noisy look at coordinates, shape (P, V), at a random noise level: what a denoiser is given."""
-    level = float(np.exp(rng.uniform(*np.log(NOISE_LEVELS))))
+    level = float(np.exp(rng.uniform(*np.log(LOOK_LEVELS))))
     return look_at(truth + level * normal(tuple(truth.shape), truth.device, rng), level)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -75,16 +76,24 @@ def losses(result: Posterior, examples: list[Example], rng: np.random.Generator)
     """Loss of a batch's posterior; errors by noise and tissue, beside the ridge estimate's, in all but ln S0.
 
     Whitened error of the mean, likelihood of the truth, signals at the protocol's shells, FA, and mean diffusivity and
-    kurtosis where the model has one. The signal term has b0 in it: without it S0 and MD drift together.
+    kurtosis where the model has one. The signal term has b0 in it: without it S0 and MD drift together. With a look at
+    the truth only squares of errors and the likelihood count: what a denoiser has to give is the mean, and no other
+    loss is lowest there.
     """
     truth = torch.cat([e.truth for e in examples], 1)
     mask = torch.cat([e.mask for e in examples])
-    md = TYPICAL_MD + MD_SD * truth[0]
+    looked = torch.cat([torch.full_like(e.mask, e.look is not None) for e in examples])
+    # weights that depend on the truth would move a denoiser's mean
+    md = (TYPICAL_MD + MD_SD * truth[0]).where(~looked, TYPICAL_MD)
     weight = mask / (0.5 + md.clamp(0, 4).square())
     weight = weight / weight.sum()
 
     square = (result.mean - truth).square().sum(0)
-    parameters = (weight * ((square + SMOOTHNESS**2).sqrt() - SMOOTHNESS)).sum()
+    typical = torch.cat(
+        [_typical(part.detach(), e.mask) for part, e in zip(_split(square, examples), examples, strict=True)]
+    )
+    error = torch.where(looked, 0.5 * square / typical, (square + SMOOTHNESS**2).sqrt() - SMOOTHNESS)
+    parameters = (weight * error).sum()
 
     unknowns = len(truth)
     distance = result.distance(truth)
@@ -96,6 +105,7 @@ def losses(result: Posterior, examples: list[Example], rng: np.random.Generator)
     claimed = (-0.5 / unknowns * result.log_determinant.detach()).exp()
     likelihood = -(weight * claimed * log_prob).sum() / unknowns
 
+    weight = weight * ~looked
     fa_error = fa(result.mean) - fa(truth)
     anisotropy = (weight * fa_error.abs()).sum()
     signals = _signal_error(result.mean, truth, weight, examples, rng)
@@ -111,6 +121,16 @@ def losses(result: Posterior, examples: list[Example], rng: np.random.Generator)
         {name: float(value.detach()) for name, value in parts.items()},
         _watched(result.mean.detach(), ridge, truth, mask, examples),
     )
+
+
+def _split(values: Tensor, examples: list[Example]) -> Sequence[Tensor]:
+    """Values of all voxels, shape (V,), by example."""
+    return values.split([len(e.mask) for e in examples])
+
+
+def _typical(square: Tensor, mask: Tensor) -> Tensor:
+    """Root mean square error of an example's voxels, for each of them."""
+    return (square * mask).sum().div(mask.sum().clamp_min(1)).sqrt().clamp_min(SMOOTHNESS).expand_as(square)
 
 
 def fa(u: Tensor) -> Tensor:

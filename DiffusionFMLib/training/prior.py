@@ -27,7 +27,7 @@ COOL_DOWN: Final = 0.3
 """Share of the steps, at the end, that it falls over; constant before, so that a run can be made longer."""
 
 WEIGHT_DECAY: Final = 1e-3
-LOOK_PROBABILITY: Final = 0.25
+LOOK_PROBABILITY: Final = 0.5
 
 
 class PriorTask:
