@@ -194,5 +194,6 @@ def key_of(digest: str, settings: FitSettings, kind: type[FitSettings], *more: s
         from DiffusionFMLib.io import digest_of
         from DiffusionFMLib.prior.weights import weights_file
 
-        weights.append(digest_of(weights_file(settings.weights, MODELS[settings.model])))
+        uses = (False, True) if settings.adaptation == "sample" else (False,)
+        weights += [digest_of(weights_file(settings.weights, MODELS[settings.model], use)) for use in uses]
     return result_key(digest, settings, kind, *more, *weights)

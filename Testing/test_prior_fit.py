@@ -330,7 +330,7 @@ def test_files_are_those_declared_with_the_conventional_fit_beside(folder):
         provenance = sidecar["Provenance"]
         assert provenance["method"] == "prior"
         assert provenance["conventional_fit"] == "wls"
-        assert len(provenance["weights"]["sha256"]) == 64
+        assert [len(used["sha256"]) for used in provenance["weights"]] == [64]
         assert provenance["noise"]["sigma"] > 0
 
 

@@ -32,6 +32,7 @@ from DiffusionFMLib.training.examples import Example, ExampleMaker
 from DiffusionFMLib.training.loop import CHECKPOINT, LOG
 from DiffusionFMLib.training.losses import batch_input, fa, losses, posterior_of
 from DiffusionFMLib.training.plot import PLOT
+from DiffusionFMLib.training.prior import PriorTask
 from DiffusionFMLib.training.settings import TrainSettings
 
 pytest.importorskip("lightning")
@@ -184,21 +185,47 @@ def test_losses_see_what_they_should(examples: list[Example]) -> None:
     assert direction["likelihood"] > nothing["likelihood"]
 
 
+@pytest.mark.parametrize("shown", [True, False])
+def test_with_a_look_the_mean_is_what_loses_least(examples: list[Example], shown: bool) -> None:
+    """Truths of two kinds: other losses would have the commoner kind, and samples would never be of the other."""
+    first = next(e for e in examples if (e.look is not None) == shown)
+    kind = torch.arange(first.truth.shape[1]) % 4 == 0
+    truth = torch.zeros_like(first.truth)
+    truth[1, kind] = 1.0
+    example = replace(first, truth=truth, mask=torch.ones_like(first.mask))
+    mean = truth.mean(1).requires_grad_()
+    precision = torch.zeros(28, truth.shape[1])
+    precision[[0, 7, 13, 18, 22, 25, 27]] = 10.0
+    result = Posterior(mean[:, None].expand_as(truth), precision, first.data)
+    (slope,) = torch.autograd.grad(losses(result, [example], np.random.default_rng(0)).total, mean)
+    assert (float(slope.abs().max()) < 1e-5) == shown
+
+
 def test_fa_is_that_of_the_eigenvalues() -> None:
     theta = torch.tensor([[1.5, 0.2, 0.1, 0.5, -0.1, 0.4, 0.0]]).T
     expected = DTI().maps(theta.T)["fa"]
     torch.testing.assert_close(fa(COORDINATES.whiten(theta)), expected, rtol=0, atol=2e-3)
 
 
-def test_watched_errors_are_left_out_where_the_truth_was_shown(examples: list[Example]) -> None:
+def test_watched_errors_are_apart_where_the_truth_was_shown(examples: list[Example]) -> None:
     assert {e.look is None for e in examples} == {True, False}
     network = small_network()
     with torch.no_grad():
         result = losses(
             posterior_of(network, network(*batch_input(examples)), examples), examples, np.random.default_rng(0)
         )
-    counted = sum(count for _, _, count in result.squares.values())
-    assert counted == sum(int(e.mask.sum()) for e in examples if e.look is None)
+    for shown in (False, True):
+        counted = sum(count for name, (_, _, count) in result.squares.items() if name.startswith("look") == shown)
+        assert counted == sum(int(e.mask.sum()) for e in examples if (e.look is not None) == shown)
+
+
+def test_all_that_a_sampler_sees_has_a_look_at_the_truth(pool: Path, tmp_path: Path) -> None:
+    settings = TrainSettings(out=str(tmp_path), preset="tiny", anatomies=str(pool), device="cpu", sampler=True)
+    task = PriorTask(settings)
+    task.prepare(pool, CPU, SilentReport())
+    watched = [set(task.losses(task.network, 0, 1, np.random.default_rng(seed)).squares) for seed in range(4)]
+    assert all(name.startswith("look") for names in watched for name in names)
+    assert all(watched)
 
 
 def test_the_command_trains_and_says_where(pool: Path, tmp_path: Path, capsys) -> None:
@@ -219,10 +246,8 @@ def test_the_log_tells_errors_by_noise_and_tissue(pool: Path, tmp_path: Path, mo
     lines = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4]
     assert lines[0]["loss"] > 0
-    # examples with a look are not among them
-    watched = {**lines[0]["to_ridge"], **lines[1]["to_ridge"]}
-    assert watched
-    for name, ratio in watched.items():
+    assert lines[0]["to_ridge"]
+    for name, ratio in lines[0]["to_ridge"].items():
         assert name.split("_")[1] in {"wm", "gm", "fluid"}
         assert 0 < ratio < 5
     pytest.importorskip("matplotlib")

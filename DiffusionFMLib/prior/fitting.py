@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -80,29 +81,31 @@ def fit(
         msg = f"The brain mask of {acquisition.name} is empty, or there is no signal in it."
         raise InputError(msg, "Draw one, or let it be made automatically.")
     device = choose_device(settings.device)
-    path = weights_file(settings.weights, model)
-    trained = load_weights(path, device)
-    expected = carrier(model)
-    if trained.model.name != expected.name:
-        msg = f"{path} was trained for {trained.model.title}; expected {expected.title}."
-        raise InputError(msg, "Choose weights of that model.")
+    # the last one is sampled, where samples are asked for
+    sampled = settings.adaptation == "sample"
+    paths = list(dict.fromkeys(weights_file(settings.weights, model, use) for use in (False, sampled)))
+    priors = [_load(path, carrier(model), device) for path in paths]
     noise = _noise_of(acquisition, usable, report)
     output = Output(model, METHODS[settings.method].map_specs(model, False), mask, _places(mask))
     # most of the time goes into many small operations
     with one_thread_per_operation():
         try:
-            found, readout, adapted = _estimate(acquisition, usable, noise, trained, model, settings, report, device)
+            found, readout, adapted = _estimate(acquisition, usable, noise, priors, model, settings, report, device)
         except torch.cuda.OutOfMemoryError:
             torch.cuda.empty_cache()
             report.warning("gpu-memory", "The GPU has too little free memory; the fit starts again on the CPU.")
-            trained.network.cpu()
+            for trained in priors:
+                trained.network.cpu()
             cpu = torch.device("cpu")
-            found, readout, adapted = _estimate(acquisition, usable, noise, trained, model, settings, report, cpu)
+            found, readout, adapted = _estimate(acquisition, usable, noise, priors, model, settings, report, cpu)
         _warn_of_what_is_no_brain(found, noise, report)
         null = _null(found, len(gtab), report)
         _write(output, acquisition, usable, found, readout, null, report)
     facts = {
-        "weights": {"file": path.name, "sha256": digest_of(path), "training": trained.training},
+        "weights": [
+            {"file": path.name, "sha256": digest_of(path), "training": trained.training}
+            for path, trained in zip(paths, priors, strict=True)
+        ],
         "noise": {
             "sigma": float(f"{noise.sigma:.4g}"),
             "correlation": [round(part, 3) for part in noise.correlation],
@@ -113,6 +116,15 @@ def fit(
         "conventional_fit": METHODS[settings.method].beside(model, gtab),
     }
     return output.finish(acquisition, {**provenance_of(acquisition, model, settings, options), **facts})
+
+
+def _load(path: Path, expected: SignalModel, device: torch.device) -> TrainedPrior:
+    """Weights of a prior for a model."""
+    trained = load_weights(path, device)
+    if trained.model.name != expected.name:
+        msg = f"{path} was trained for {trained.model.title}; expected {expected.title}."
+        raise InputError(msg, "Choose weights of that model.")
+    return trained
 
 
 def _noise_of(acquisition: Acquisition, mask: NDArray[np.bool_], report: Report) -> NoiseEstimate:
@@ -136,20 +148,18 @@ def _estimate(
     acquisition: Acquisition,
     mask: NDArray[np.bool_],
     noise: NoiseEstimate,
-    trained: TrainedPrior,
+    priors: list[TrainedPrior],
     model: SignalModel,
     settings: FitSettings,
     report: Report,
     device: torch.device,
 ) -> tuple[PriorEstimate, Readout, dict[str, Any]]:
     """The posterior as the settings ask for it, what reads maps from it, and what provenance is to say of it."""
-    scan = ScanPosterior(acquisition, mask, noise, trained, device)
-    facts: dict[str, Any] = {}
+    scans = [ScanPosterior(acquisition, mask, noise, trained, device) for trained in priors]
+    scan, facts = scans[0], dict[str, Any]()
     if settings.adaptation != "none":
         if can_adapt(scan):
-            adjustment = adapt(scan, settings.seed, report)
-            scan.trained = replace(trained, adjustment=adjustment)
-            facts["adaptation"] = adjustment.to_dict()
+            facts["adaptation"] = [_adapted(each, settings.seed, report) for each in scans]
         else:
             count = len(scan.weighted)
             report.warning(
@@ -160,8 +170,15 @@ def _estimate(
     readout = Readout(model, acquisition.gtab, found, report)
     if settings.adaptation == "sample":
         facts["samples"] = SAMPLES
-        readout.sample(scan, settings.seed)
+        readout.sample(scans[-1], settings.seed)
     return found, readout, facts
+
+
+def _adapted(scan: ScanPosterior, seed: int, report: Report) -> dict[str, Any]:
+    """Adapt a prior to the scan; returns what provenance is to say of it."""
+    adjustment = adapt(scan, seed, report)
+    scan.trained = replace(scan.trained, adjustment=adjustment)
+    return adjustment.to_dict()
 
 
 def _places(mask: NDArray[np.bool_]) -> NDArray[np.intp]:

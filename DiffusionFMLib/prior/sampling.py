@@ -1,13 +1,15 @@
 """Samples of the posterior: heads that the data allow, each as rich in detail as the next.
 
 The network was trained to use a noisy look at the truth, so it is a denoiser at any noise level. A sample starts from
-pure noise; each step draws an answer given the data and the look, and makes a less noisy look of it (Song et al., 2021,
-with the drawn answer in place of its mean). Voxels are drawn independently in each step: what they share they come by
-through the looks, and where the posterior is a Gaussian per voxel the samples are exact.
+pure noise, and each step makes a less noisy look of it. While looks are so noisy that whole structures are open, the
+step is that of the probability flow (Song et al., 2021), and noise that voxels share becomes structure: answers that
+are drawn in each voxel by itself would never agree on one. Later they are drawn so, from what data and look say; where
+the posterior is a Gaussian per voxel, samples are exact.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Final
 
 import torch
@@ -20,6 +22,9 @@ from DiffusionFMLib.prior.posterior import Posterior
 from DiffusionFMLib.prior.systems import unpack
 
 LEVELS: Final = 20
+
+OPEN: Final = 1.0
+"""Noise level of looks down to which structures are open."""
 
 
 def draw(result: Posterior, generator: torch.Generator) -> Tensor:
@@ -45,17 +50,22 @@ def sample(scan: ScanPosterior, seed: int, report: Report, levels: int = LEVELS)
     last, first = LOOK_LEVELS
     steps = [first * (last / first) ** (k / (levels - 1)) for k in range(levels)] if levels > 1 else [last]
     answer = torch.empty(len(scan.trained.coordinates), len(scan), device=scan.device)
+
+    def noise(level: float) -> Tensor:
+        return level * torch.randn(answer.shape, generator=generator, device=scan.device)
+
     # without a look at first: the data alone say where the answer lies, and how surely
     for chunk, _, result in scan.given(None, report):
         answer[:, chunk] = draw(result, generator)
-    look = answer + steps[0] * torch.randn(answer.shape, generator=generator, device=scan.device)
-    for k, level in enumerate(steps):
+    look = answer + noise(steps[0])
+    for k, (level, after) in enumerate(pairwise([*steps, 0.0])):
         report.progress(k, levels, "Sampling")
         for chunk, _, result in scan.given(look_at(look, level), report):
-            answer[:, chunk] = draw(result, generator)
-        if k + 1 < levels:
+            answer[:, chunk] = result.mean if level > OPEN else draw(result, generator)
+        if level > OPEN:
+            look = answer + after / level * (look - answer)
+        else:
             # what lies between this look and the answer: a look at the next level (DDPM's posterior)
-            share = (steps[k + 1] / level) ** 2
-            noise = torch.randn(answer.shape, generator=generator, device=scan.device)
-            look = share * look + (1 - share) * answer + steps[k + 1] * (1 - share) ** 0.5 * noise
+            share = (after / level) ** 2
+            look = share * look + (1 - share) * answer + noise(after * (1 - share) ** 0.5)
     return answer

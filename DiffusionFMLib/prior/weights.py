@@ -57,15 +57,27 @@ def carrier(model: SignalModel) -> SignalModel:
     return MODELS[RESTS_ON.get(model.name, model.name)]
 
 
-def weights_file(chosen: str, model: SignalModel) -> Path:
+def weights_file(chosen: str, model: SignalModel, sampling: bool = False) -> Path:
     """The file that a setting means: the one that comes with the library when it is empty.
+
+    Parameters
+    ----------
+    chosen : str
+    model : SignalModel
+    sampling : bool
+        What samples are to be drawn with. A small network cannot be the best at estimates and at making up what no
+        measurement tells, so that there may be one of its own.
 
     Raises
     ------
     InputError
         If it is not there.
     """
-    path = Path(chosen) if chosen else SHIPPED / f"prior-{carrier(model).name}-small.safetensors"
+    name = carrier(model).name
+    path = Path(chosen) if chosen else SHIPPED / f"prior-{name}-small.safetensors"
+    own = SHIPPED / f"sampler-{name}-small.safetensors"
+    if sampling and not chosen and own.is_file():
+        return own
     if not path.is_file():
         msg = f"There are no weights of a prior at {path}; expected a .safetensors file."
         hint = "Correct the path, or leave it empty for those that come with DiffusionFM."

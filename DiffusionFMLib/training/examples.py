@@ -39,10 +39,13 @@ SIGMA_ERROR, CORRELATION_ERROR = 0.1, 0.03
 UNSTEADINESS: Final = 0.03
 """Pulsation, drift and movement scatter signals by up to this fraction of them."""
 
-UNTOLD_PROBABILITY: Final = 1 / 2
+UNTOLD_PROBABILITY: Final = 2 / 3
 UNTOLD_SIGMA: Final = 1e6
-"""Share of the examples with such a look whose measurements say nothing, by the noise that they are then said to have:
-what the prior is to make up by itself."""
+"""Share of the examples with a look whose measurements say nothing, by the noise that they are then said to have: what
+the prior is to make up by itself."""
+
+UNTOLD_LEVELS: Final = (0.5, LOOK_LEVELS[1])
+"""Of these looks: below, they show by themselves what is there."""
 
 ATTEMPTS: Final = 50
 
@@ -150,8 +153,9 @@ class ExampleMaker:
 
         known_sigma = fields.new_tensor(protocol.sigma * np.exp(rng.normal(0, SIGMA_ERROR)))
         known_correlation = protocol.correlation + rng.normal(0, CORRELATION_ERROR, 3)
-        look = draw_look(truth, rng) if rng.random() < self.look_probability else None
-        untold = look is not None and rng.random() < UNTOLD_PROBABILITY
+        looked = rng.random() < self.look_probability
+        untold = looked and rng.random() < UNTOLD_PROBABILITY
+        look = draw_look(truth, UNTOLD_LEVELS if untold else LOOK_LEVELS, rng) if looked else None
         measurements = Measurements(
             noisy, design, torch.full_like(known_sigma, UNTOLD_SIGMA) if untold else known_sigma
         )
@@ -194,9 +198,9 @@ def noise_free_fit(signal: Tensor, design: WhitenedDesign, counts: NDArray[np.fl
     return solve(add_diagonal(design.products @ weight, 1e-6), design.matrix.T @ (weight * target))
 
 
-def draw_look(truth: Tensor, rng: np.random.Generator) -> Look:
-    """A noisy look at coordinates, shape (P, V), at a random noise level: what a denoiser is given."""
-    level = float(np.exp(rng.uniform(*np.log(LOOK_LEVELS))))
+def draw_look(truth: Tensor, levels: tuple[float, float], rng: np.random.Generator) -> Look:
+    """A noisy look at coordinates, shape (P, V), at a random noise level in a range: what a denoiser is given."""
+    level = float(np.exp(rng.uniform(*np.log(levels))))
     return look_at(truth + level * normal(tuple(truth.shape), truth.device, rng), level)
 
 

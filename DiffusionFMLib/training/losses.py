@@ -45,6 +45,9 @@ ANISOTROPIC: Final = 0.25
 NOISE_BINS: Final = {"snr5": 0.12, "snr12": 0.055, "snr25": 0.0}
 """Lowest sigma of each group of examples that errors are watched in."""
 
+LOOK_BINS: Final = {"look3": 3.0, "look1": 1.0, "look0": 0.0}
+"""The same of those with a look at the truth, by the look's noise."""
+
 DETERMINED: Final = 6
 """With fewer directions no neighbour can tell a tensor either: a group of their own, ``few``."""
 
@@ -168,10 +171,11 @@ def _watched(
     for e in examples:
         voxels = slice(start, start + e.truth.shape[1])
         start = voxels.stop
-        if e.look is not None:
-            continue
         level = "few"
-        if e.directions >= DETERMINED:
+        if e.look is not None:
+            noise = e.look.level
+            level = next(name for name, lowest in LOOK_BINS.items() if noise >= lowest)
+        elif e.directions >= DETERMINED:
             level = next(name for name, lowest in NOISE_BINS.items() if e.sigma >= lowest)
         for name, where in tissues.items():
             here = where[voxels]

@@ -27,7 +27,8 @@ COOL_DOWN: Final = 0.3
 """Share of the steps, at the end, that it falls over; constant before, so that a run can be made longer."""
 
 WEIGHT_DECAY: Final = 1e-3
-LOOK_PROBABILITY: Final = 0.5
+LOOK_PROBABILITY: Final = 0.25
+"""Of examples with a noisy look at the truth, so that any prior can be sampled; all of a sampler's have one."""
 
 
 class PriorTask:
@@ -65,11 +66,9 @@ class PriorTask:
 
     def prepare(self, pool: Path, device: torch.device, report: Report) -> None:
         """Make or read anatomies; raises InputError if there are no scans in the folder of scans."""
-        preset = self._preset
+        preset, looks = self._preset, 1.0 if self._settings.sampler else LOOK_PROBABILITY
         groups = anatomies(preset.brains, preset.phantoms, self._settings.scans, pool, report)
-        self._maker = ExampleMaker(
-            groups, self._model, self._coordinates, preset.crop, preset.margin, LOOK_PROBABILITY, device
-        )
+        self._maker = ExampleMaker(groups, self._model, self._coordinates, preset.crop, preset.margin, looks, device)
 
     def optimiser(self) -> torch.optim.Optimizer:
         """AdamW."""

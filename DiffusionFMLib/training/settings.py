@@ -75,6 +75,11 @@ class TrainSettings(Settings):
     rotary: bool = option(
         True, "Attention over directions turns by their distances (D-RoPE); of the encoder only.", advanced=True
     )
+    sampler: bool = option(
+        False,
+        "Train what samples are drawn with: every example has a noisy look at the truth; of the prior only.",
+        advanced=True,
+    )
     anatomies: str = option("", "Folder that anatomies are kept in; below the run's own when not given.", path=True)
     scans: str = option(
         "",

@@ -1,9 +1,11 @@
-"""What the prior makes up when it is told nothing: samples without data, beside simulated heads.
+"""Samples of the prior: what it makes up when it is told nothing, and whether the truth could be one of them.
 
     python Testing/Evaluation/samples.py build/prior_small/prior.safetensors [--picture samples.png]
 
-Samples start from pure noise and see no measurement. They should be as rich as tissue is: FA and mean diffusivity
-should be spread as widely, and neighbours should be as alike as they are in heads.
+Samples start from pure noise. Without any measurement they should be as rich as tissue is: FA and mean diffusivity
+should be spread as widely, and neighbours should be as alike as they are in heads. Given a scan they should lie about
+the truth as they lie about each other, so that its rank among them is any with the same probability (Talts et al.,
+2018).
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from methods import scalars
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
-from simulated_scans import Head, brain, phantom, protocol, truth
+from simulated_scans import Head, Scan, brain, phantom, protocol, truth
 
 from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.events import SilentReport
@@ -34,6 +36,10 @@ SEEDS = (1000, 1001)
 SIGMA, DEAF = 0.05, 1e6
 """Noise that the network is told of, where S0 is 1, and that which leaves the measurements nothing to say."""
 
+DIRECTIONS, SNR, SAMPLES = 6, 20.0, 9
+GIVEN_EDGE = 28
+"""Of the scans that samples are taken of, voxels."""
+
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 DISTANCES = (1, 2, 4, 8)
 """Voxels between those whose correlation is told."""
@@ -49,6 +55,27 @@ def from_nothing(weights: Path, seed: int) -> NDArray[np.float32]:
     noise = NoiseEstimate(SIGMA, np.full(shape, DEAF, np.float32), (0.0, 0.0, 0.0), 1)
     posterior = ScanPosterior(acquisition, mask, noise, load_weights(weights))
     return posterior.in_ras(sample(posterior, seed, SilentReport())).T.reshape(*shape, -1)
+
+
+def ranks(weights: Path) -> dict[str, NDArray[np.intp]]:
+    """How many of `SAMPLES` samples lie below the truth, in every voxel of sparse scans.
+
+    Of FA they cannot be alike: it is never below 0, where that of grey matter lies.
+    """
+    found: dict[str, list[NDArray[np.intp]]] = {}
+    for seed, anatomy in enumerate((brain(SEEDS[0]), phantom(SEEDS[0]))):
+        scan = Scan.of(Head.of(anatomy, SEEDS[0], GIVEN_EDGE), protocol(DIRECTIONS, SNR), seed)
+        noise = NoiseEstimate(1 / SNR, np.full(scan.mask.shape, 1 / SNR, np.float32), (0.0, 0.0, 0.0), 1)
+        posterior = ScanPosterior(scan.acquisition, scan.mask, noise, load_weights(weights))
+        drawn = [values_of(posterior.in_ras(sample(posterior, k, SilentReport()))) for k in range(SAMPLES)]
+        for name, true in values_of(scan.theta).items():
+            found.setdefault(name, []).append(sum((one[name] < true).astype(int) for one in drawn))
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def values_of(theta: NDArray) -> dict[str, NDArray]:
+    """MD and, one after another, the tensor's elements off its diagonal, of parameters, shape (7, V)."""
+    return {"MD": theta[[0, 3, 5]].mean(0), "Dxy, Dxz, Dyz": theta[[1, 2, 4]].ravel()}
 
 
 def heads() -> list[NDArray[np.float64]]:
@@ -111,6 +138,13 @@ def main() -> None:
             values = np.concatenate([v[np.isfinite(v)] for v in volumes])
             numbers = [*np.quantile(values, QUANTILES), *(likeness(volumes, d) for d in DISTANCES)]
             table.add_row(f"{name.upper()}, {label}", *(f"{value:.2f}" for value in numbers))
+    Console(width=120).print(table)
+    table = Table(title=f"Rank of the truth among {SAMPLES} samples, {DIRECTIONS} directions, SNR {SNR:g}")
+    for title in ("", *map(str, range(SAMPLES + 1))):
+        table.add_column(title, justify="right")
+    table.add_row("expected", *[f"{1 / (SAMPLES + 1):.0%}"] * (SAMPLES + 1))
+    for name, found in ranks(arguments.weights).items():
+        table.add_row(name, *(f"{np.mean(found == k):.0%}" for k in range(SAMPLES + 1)))
     Console(width=120).print(table)
     if arguments.picture:
         picture(arguments.picture, samples, simulated)
