@@ -155,6 +155,10 @@ def test_samples_spread_as_the_first_order_says_where_that_holds(monkeypatch: py
     sampled = fit(acquisition, DTI(), settings, SilentReport())
     first_order = fit(acquisition, DTI(), replace(settings, adaptation="none"), SilentReport())
     assert sampled.provenance["samples"] == SAMPLES
+    assert [used["file"] for used in sampled.provenance["weights"]] == [
+        "prior-dti-small.safetensors",
+        "sampler-dti-small.safetensors",
+    ]
     specs = {spec.name: spec for spec in DTI.map_specs}
     name = standard_deviation(specs["md"]).name
     np.testing.assert_array_equal(sampled.maps["md"].data, first_order.maps["md"].data)

@@ -369,6 +369,14 @@ def test_other_weights_make_other_maps(folder, tmp_path, capsys):
     assert np.abs(after - before).max() > 1e-6
 
 
+def test_what_is_sampled_is_a_file_of_its_own_where_there_is_one(tmp_path):
+    own = tmp_path / "own.safetensors"
+    own.touch()
+    assert weights_file("", MODEL, sampling=True).name == "sampler-dti-small.safetensors"
+    assert weights_file("", MODELS["noddi"], sampling=True) == weights_file("", MODELS["dki"])
+    assert weights_file(str(own), MODEL, sampling=True) == own
+
+
 def test_few_directions_are_for_the_prior_alone(tmp_path, capsys):
     scan = write_small_scan(tmp_path / "scan", n_directions=5)
     assert main(["fit", str(scan), "--out", str(tmp_path / "wls")]) == USER

@@ -113,7 +113,8 @@ class ScanPosterior:
         self._to_ras = turning(trained.model, self._axes)
         self._scale = float(np.median(self._signal[:, gtab.b0_mask].mean(axis=1))) / TYPICAL_S0
         self._sigma = np.maximum(noise.sigma_map[mask], 0.1 * noise.sigma) / self._scale
-        self._described = (acquisition.voxel_sizes, noise.correlation, noise.sigma / self._scale)
+        self.voxel_sizes = acquisition.voxel_sizes
+        self._described = (self.voxel_sizes, noise.correlation, noise.sigma / self._scale)
 
     def __len__(self) -> int:
         return len(self._signal)

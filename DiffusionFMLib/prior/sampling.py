@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Final
 
 import torch
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from DiffusionFMLib.events import Report
@@ -27,11 +28,22 @@ OPEN: Final = 1.0
 """Noise level of looks down to which structures are open."""
 
 
-def draw(result: Posterior, generator: torch.Generator) -> Tensor:
-    """Coordinates u drawn from a posterior, shape (P, V), independently in every voxel."""
+STRUCTURE: Final = 5.0
+"""Smoothness of what samples start from: the width of a Gaussian that white noise is filtered with, mm. Voxels of heads
+8 mm apart are half as alike as one is to itself."""
+
+
+def draw(result: Posterior, noise: Tensor) -> Tensor:
+    """Coordinates u drawn from a posterior, shape (P, V), by standard normal noise of that shape."""
     factor = torch.linalg.cholesky(unpack(result.covariance()).permute(2, 0, 1).double())
-    noise = torch.randn(result.mean.shape, generator=generator, device=result.mean.device, dtype=torch.float64)
-    return result.mean + torch.einsum("vij,jv->iv", factor, noise).to(result.mean.dtype)
+    return result.mean + torch.einsum("vij,jv->iv", factor, noise.double()).to(result.mean.dtype)
+
+
+def smooth_noise(scan: ScanPosterior, white: Tensor) -> Tensor:
+    """Standard normal noise, shape (P, V), that is smooth in space, from one volume after another, (P, X, Y, Z)."""
+    width = STRUCTURE / scan.voxel_sizes
+    smooth = gaussian_filter(white.cpu().numpy(), (0, *width))[:, scan.mask]
+    return torch.from_numpy(smooth / smooth.std(1, keepdims=True)).to(white)
 
 
 def sample(scan: ScanPosterior, seed: int, report: Report, levels: int = LEVELS) -> Tensor:
@@ -49,23 +61,24 @@ def sample(scan: ScanPosterior, seed: int, report: Report, levels: int = LEVELS)
     generator = torch.Generator(scan.device).manual_seed(seed)
     last, first = LOOK_LEVELS
     steps = [first * (last / first) ** (k / (levels - 1)) for k in range(levels)] if levels > 1 else [last]
-    answer = torch.empty(len(scan.trained.coordinates), len(scan), device=scan.device)
+    size = len(scan.trained.coordinates)
 
-    def noise(level: float) -> Tensor:
-        return level * torch.randn(answer.shape, generator=generator, device=scan.device)
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(size, *shape, generator=generator, device=scan.device)
 
     # without a look at first: the data alone say where the answer lies, and how surely
+    answer = smooth_noise(scan, noise(*scan.mask.shape))
     for chunk, _, result in scan.given(None, report):
-        answer[:, chunk] = draw(result, generator)
-    look = answer + noise(steps[0])
+        answer[:, chunk] = draw(result, answer[:, chunk])
+    look = answer + steps[0] * noise(len(scan))
     for k, (level, after) in enumerate(pairwise([*steps, 0.0])):
         report.progress(k, levels, "Sampling")
         for chunk, _, result in scan.given(look_at(look, level), report):
-            answer[:, chunk] = result.mean if level > OPEN else draw(result, generator)
+            answer[:, chunk] = result.mean if level > OPEN else draw(result, noise(len(result.mean[0])))
         if level > OPEN:
             look = answer + after / level * (look - answer)
         else:
             # what lies between this look and the answer: a look at the next level (DDPM's posterior)
             share = (after / level) ** 2
-            look = share * look + (1 - share) * answer + noise(after * (1 - share) ** 0.5)
+            look = share * look + (1 - share) * answer + after * (1 - share) ** 0.5 * noise(len(scan))
     return answer
