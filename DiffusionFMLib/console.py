@@ -115,7 +115,7 @@ def _show_scan(console: Console, result: dict[str, Any]) -> None:
     quality = result["quality"]
     table = Table(show_header=False, box=None, title=escape(result["name"]), title_justify="left")
     table.add_row("scan", escape(quality["facts"]))
-    table.add_row("directions", str(quality["n_directions"]))
+    table.add_row("directions", f"{quality['n_directions']} distinct")
     snr = "not estimated"
     if quality["snr"] is not None:
         snr = f"{_number(quality['snr'])} at b0, {_number(quality['snr_weighted'])} at the highest b-value"

@@ -63,7 +63,8 @@ def encode(settings: EncodeSettings, report: JobReport, session: Session, arrays
     summary = out / f"{acquisition.name}_{FEATURES}_summary.json"
     result = {"name": acquisition.name, "out": str(out), "quality": quality.to_dict()}
     if arrays is None and (kept := _finished(summary, key)) is not None:
-        return {**result, **kept, "reused": kept["files"]}
+        files = [*kept["files"], summary.name]
+        return {**result, **kept, "files": files, "reused": files}
 
     encoded = session.encoded(key)
     if encoded is None:
@@ -79,22 +80,22 @@ def encode(settings: EncodeSettings, report: JobReport, session: Session, arrays
         "memory_mib": settings.memory_mib,
         "notes": list(encoded.acquisition.notes),
     }
-    files = [_write_tokens(encoded, ours, out, acquisition.name)]
-    announce_file(report, files[0], "sidecar", "tokens")
+    written = [_write_tokens(encoded, ours, out, acquisition.name)]
+    announce_file(report, written[0], "sidecar", "tokens")
     maps = [name for name in encoded.names if not OVERLAYS[name].of_point]
     for done, map in enumerate(encoded.maps(ours)):
         report.progress(done, len(maps), WRITE)
-        files.append(outputs.write_map(map, OVERLAYS[map.spec.name].path(out, acquisition.name)))
-        announce_map(report, map, files[-1], arrays, ENCODER)
-    made = {
-        "files": [path.name for path in files], "overlays": maps, "blocks": encoded.blocks, "heads": encoded.heads,
+        written.append(outputs.write_map(map, OVERLAYS[map.spec.name].path(out, acquisition.name)))
+        announce_map(report, map, written[-1], arrays, ENCODER)
+    made: dict[str, Any] = {
+        "files": [path.name for path in written], "overlays": maps, "blocks": encoded.blocks, "heads": encoded.heads,
     }  # fmt: skip
     vector = encoded.features.passes[0].summary.tolist()
     announce_file(
         report, outputs.write_json(summary, {**made, "Provenance": ours, "Summary": vector}), "sidecar", "summary"
     )
     report.progress(1, 1, WRITE)
-    return {**result, **made}
+    return {**result, **made, "files": [*made["files"], summary.name]}
 
 
 def _encoded(

@@ -138,6 +138,8 @@ def _check(settings: FitSettings, acquisition: Acquisition, report: JobReport) -
 
         weights_file(settings.weights, model)
         warn_of_voxels(acquisition, report)
+    elif settings.weights:
+        report.warning("weights", "Weights are of the prior; the method chosen has none, and left them unread.")
     if settings.standard_errors and settings.denoise != "none":
         report.warning(
             "standard-errors",

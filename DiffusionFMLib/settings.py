@@ -129,7 +129,7 @@ class ScanSettings(Settings):
     bvec: str = option("", "Gradient directions; the scan's own name with .bvec when not given.", path=True)
     series: str = option("", "Which series of a DICOM folder that holds several: its number.")
     mask: str = option("", "Brain mask in the scan's grid; made automatically when not given.", path=True)
-    t1w: str = option("", "T1-weighted image of the same head.", path=True)
+    t1w: str = option("", "T1-weighted image of the same head; no model of this version uses it.", path=True)
     b0_threshold: float = option(
         B0_THRESHOLD,
         "Volumes at or below this b-value are b0.",

@@ -122,10 +122,10 @@ BAD = {
         text("bvec", rows(BVECS[1:].T)),
         GradientError,
         rf"{NAME}\.bvec has 6 directions but {NAME}\.nii\.gz has 7 volumes",
-        "Check that the b0 row was kept.",
+        "Check that they belong together and that those of b0 volumes were kept.",
     ),
     "bval lost its b0": Bad(
-        text("bval", rows(BVALS[1:])), GradientError, "has 6 b-values but .* 7 volumes", "b0 row was kept"
+        text("bval", rows(BVALS[1:])), GradientError, "has 6 b-values but .* 7 volumes", "those of b0 volumes were kept"
     ),
     "bval of another scan": Bad(
         text("bval", rows(np.tile(BVALS, 2))), GradientError, "has 14 b-values but .* 7 volumes", "belong together"

@@ -56,8 +56,9 @@ def test_files_are_named_by_what_they_are(encoded):
     assert set(result.data["files"]) == {
         "scan_features_tokens.nii.gz", "scan_features_pca.nii.gz", "scan_attention_surprise.nii.gz",
         "scan_attention_influence.nii.gz", "scan_attention_directions.nii.gz", "scan_attention_rollout.nii.gz",
+        "scan_features_summary.json",
     }  # fmt: skip
-    assert {path.name for path in out.glob("*.nii.gz")} == set(result.data["files"])
+    assert {*(path.name for path in out.glob("*.nii.gz")), "scan_features_summary.json"} == set(result.data["files"])
     stages = list(dict.fromkeys(e.stage for e in of_kind(events, "progress")))
     # the readout is of a tensor fit
     assert stages[-6:] == ["Encoding", "Surprise", "Attention", "Influence", "Fitting", "Writing"]

@@ -377,6 +377,11 @@ def test_what_is_sampled_is_a_file_of_its_own_where_there_is_one(tmp_path):
     assert weights_file(str(own), MODEL, sampling=True) == own
 
 
+def test_weights_that_are_not_used_are_told(folder, tmp_path, capsys):
+    assert main(["fit", str(folder[0]), "--weights", "own.safetensors", "--out", str(tmp_path)]) == 0
+    assert "Weights are of the prior" in capsys.readouterr().err
+
+
 def test_few_directions_are_for_the_prior_alone(tmp_path, capsys):
     scan = write_small_scan(tmp_path / "scan", n_directions=5)
     assert main(["fit", str(scan), "--out", str(tmp_path / "wls")]) == USER

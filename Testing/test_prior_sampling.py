@@ -80,7 +80,9 @@ def posterior_of(network: PriorNetwork, sigma: float) -> ScanPosterior:
     signal = np.tile(np.exp(DTI().design(gtab) @ theta).astype(np.float32), (*SHAPE, 1))
     noise = NoiseEstimate(20.0, np.full(SHAPE, sigma, np.float32), (0.0, 0.0, 0.0), 9)
     trained = TrainedPrior(network, DTI(), coordinates_of(DTI()), {})
-    return ScanPosterior(Acquisition(signal, np.diag([VOXEL, VOXEL, VOXEL, 1]), gtab), np.ones(SHAPE, bool), noise, trained)
+    return ScanPosterior(
+        Acquisition(signal, np.diag([VOXEL, VOXEL, VOXEL, 1]), gtab), np.ones(SHAPE, bool), noise, trained
+    )
 
 
 @pytest.fixture(scope="module")

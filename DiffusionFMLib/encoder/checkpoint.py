@@ -126,7 +126,7 @@ def encoder_file(chosen: str) -> Path:
     path = Path(chosen) if chosen else SHIPPED / "encoder-small.safetensors"
     if not path.is_file():
         msg = f"There are no weights of an encoder at {path}; expected a .safetensors file."
-        hint = "Correct the path, or leave it empty for those that come with DiffusionFM."
+        hint = "Correct the path, or give none for those that come with DiffusionFM."
         raise InputError(msg, hint if chosen else "Install DiffusionFM again, or give a file of your own.")
     return path
 

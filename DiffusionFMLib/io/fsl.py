@@ -38,8 +38,8 @@ def read_table(image: ImageFile, bval: str, bvec: str, b0_threshold: float) -> G
     for path, count, what in ((bval_path, len(bvals), "b-values"), (bvec_path, len(bvecs), "directions")):
         if count != image.n_volumes:
             msg = f"{path.name} has {count} {what} but {image.path.name} has {image.n_volumes} volumes."
-            hint = "Check that the b0 row was kept." if count < image.n_volumes else "Check that they belong together."
-            raise GradientError(msg, hint)
+            lost = " and that those of b0 volumes were kept" if count < image.n_volumes else ""
+            raise GradientError(msg, f"Check that they belong together{lost}.")
     try:
         return GradientTable.from_fsl(bvals, bvecs, image.affine, b0_threshold)
     except GradientError as error:

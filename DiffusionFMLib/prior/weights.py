@@ -80,7 +80,7 @@ def weights_file(chosen: str, model: SignalModel, sampling: bool = False) -> Pat
         return own
     if not path.is_file():
         msg = f"There are no weights of a prior at {path}; expected a .safetensors file."
-        hint = "Correct the path, or leave it empty for those that come with DiffusionFM."
+        hint = "Correct the path, or give none for those that come with DiffusionFM."
         raise InputError(msg, hint if chosen else "Install DiffusionFM again, or give a file of your own.")
     return path
 
