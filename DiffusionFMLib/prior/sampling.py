@@ -66,9 +66,9 @@ def sample(scan: ScanPosterior, seed: int, report: Report, levels: int = LEVELS)
     def noise(*shape: int) -> Tensor:
         return torch.randn(size, *shape, generator=generator, device=scan.device)
 
-    # without a look at first: the data alone say where the answer lies, and how surely
+    # a look at nothing first: the data say where the answer lies, and how surely; where they do not, what heads vary by
     answer = smooth_noise(scan, noise(*scan.mask.shape))
-    for chunk, _, result in scan.given(None, report):
+    for chunk, _, result in scan.given(look_at(steps[0] * noise(len(scan)), steps[0]), report):
         answer[:, chunk] = draw(result, answer[:, chunk])
     look = answer + steps[0] * noise(len(scan))
     for k, (level, after) in enumerate(pairwise([*steps, 0.0])):
