@@ -13,8 +13,8 @@ from DiffusionFMLib.encoder.volume import token_bytes
 from DiffusionFMLib.errors import DeviceError
 from DiffusionFMLib.fitting.device import cpu_workers
 
-HELD: Final = 3.5
-"""Of what a token takes in half a block, so much is held at a time at most: measured."""
+HELD: Final = 4.5
+"""Of what a token takes in half a block, so much is held at a time at most: measured, 3.5 to 4.5 by processor."""
 
 RESERVED: Final = 128 << 20
 """Bytes for the network, the features that are held meanwhile, and what libraries take: measured on processors of two
