@@ -2,6 +2,7 @@
 #
 # Variables: DWI=path        the demo's scan: NIfTI with bval and bvec beside it, NRRD, or a DICOM folder
 #            WEIGHTS=path    the prior that is evaluated; by default that which is shipped
+#            SAMPLER=path    the weights that samples are drawn with; by default those which are shipped
 #            ENCODER=path    the encoder that is evaluated; without one, only what needs no training
 #            PYTHON=command  the Python to build the environment with (3.11, 3.12 or 3.13)
 #            PIP_ARGS=...    passed to pip install, e.g. an index that has the CPU build of torch
@@ -14,6 +15,7 @@ SHELL := /bin/sh
 
 VENV := .venv
 WEIGHTS ?= DiffusionFMLib/Models/prior-dti-small.safetensors
+SAMPLER ?= DiffusionFMLib/Models/sampler-dti-small.safetensors
 ENCODER ?= $(wildcard DiffusionFMLib/Models/encoder-small.safetensors)
 VENV_PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed.stamp
@@ -71,7 +73,7 @@ evaluate: $(INSTALLED)
 	$(VENV_PYTHON) Testing/Evaluation/shifted.py '$(WEIGHTS)'
 	$(VENV_PYTHON) Testing/Evaluation/lesions.py '$(WEIGHTS)'
 	$(VENV_PYTHON) Testing/Evaluation/calibration.py '$(WEIGHTS)'
-	$(VENV_PYTHON) Testing/Evaluation/samples.py '$(WEIGHTS)'
+	$(VENV_PYTHON) Testing/Evaluation/samples.py '$(SAMPLER)'
 	$(VENV_PYTHON) Testing/Evaluation/microstructure.py
 	$(VENV_PYTHON) Testing/Evaluation/kurtosis.py
 	$(VENV_PYTHON) Testing/Evaluation/reconstruction.py $(if $(ENCODER),'$(ENCODER)')

@@ -1,6 +1,6 @@
 """Samples of the prior: what it makes up when it is told nothing, and whether the truth could be one of them.
 
-    python Testing/Evaluation/samples.py build/prior_small/prior.safetensors [--picture samples.png]
+    python Testing/Evaluation/samples.py build/sampler/prior.safetensors [--picture samples.png]
 
 Samples start from pure noise. Without any measurement they should be as rich as tissue is: FA and mean diffusivity
 should be spread as widely, and neighbours should be as alike as they are in heads. Given a scan they should lie about
