@@ -139,7 +139,9 @@ def _check(settings: FitSettings, acquisition: Acquisition, report: JobReport) -
         weights_file(settings.weights, model)
         warn_of_voxels(acquisition, report)
     elif settings.weights:
-        report.warning("weights", "Weights are of the prior; the method chosen has none, and left them unread.")
+        report.warning(
+            "weights", "Weights are the prior's, and were not used: choose the method prior (--method prior)."
+        )
     if settings.standard_errors and settings.denoise != "none":
         report.warning(
             "standard-errors",
@@ -194,8 +196,8 @@ def key_of(digest: str, settings: FitSettings, kind: type[FitSettings], *more: s
     weights = []
     if not METHODS[settings.method].voxelwise:
         from DiffusionFMLib.io import digest_of
-        from DiffusionFMLib.prior.weights import weights_file
+        from DiffusionFMLib.prior.weights import weights_files
 
-        uses = (False, True) if settings.adaptation == "sample" else (False,)
-        weights += [digest_of(weights_file(settings.weights, MODELS[settings.model], use)) for use in uses]
+        used = weights_files(settings.weights, MODELS[settings.model], settings.adaptation == "sample")
+        weights = [digest_of(path) for path in used]
     return result_key(digest, settings, kind, *more, *weights)

@@ -379,7 +379,7 @@ def test_what_is_sampled_is_a_file_of_its_own_where_there_is_one(tmp_path):
 
 def test_weights_that_are_not_used_are_told(folder, tmp_path, capsys):
     assert main(["fit", str(folder[0]), "--weights", "own.safetensors", "--out", str(tmp_path)]) == 0
-    assert "Weights are of the prior" in capsys.readouterr().err
+    assert "Weights are the prior's, and were not used" in capsys.readouterr().err
 
 
 def test_few_directions_are_for_the_prior_alone(tmp_path, capsys):

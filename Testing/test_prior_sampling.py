@@ -18,7 +18,7 @@ from DiffusionFMLib.prior.estimate import MARGIN, ScanPosterior
 from DiffusionFMLib.prior.information import LOOK_LEVELS
 from DiffusionFMLib.prior.neighbourhood import Neighbourhood
 from DiffusionFMLib.prior.network import START_LOG_PRECISION, NetworkShape, PriorNetwork
-from DiffusionFMLib.prior.sampling import sample
+from DiffusionFMLib.prior.sampling import STRUCTURE, sample, smooth_noise
 from DiffusionFMLib.prior.systems import unpack
 from DiffusionFMLib.prior.weights import TrainedPrior
 
@@ -73,15 +73,15 @@ class SmoothField(PriorNetwork):
         return raw[:7].reshape(7, -1)[:, at]
 
 
-def posterior_of(network: PriorNetwork, sigma: float) -> ScanPosterior:
+def posterior_of(network: PriorNetwork, sigma: float, shape: tuple[int, int, int] = SHAPE) -> ScanPosterior:
     """The same signal in every voxel, so that voxels are repeated draws."""
     gtab = GradientTable(np.r_[0, np.full(6, 1000.0)], np.r_[np.zeros((1, 3)), spread_directions(6)])
     theta = np.array([1.3, 0.1, 0.0, 0.7, 0.0, 0.5, np.log(300.0)])
-    signal = np.tile(np.exp(DTI().design(gtab) @ theta).astype(np.float32), (*SHAPE, 1))
-    noise = NoiseEstimate(20.0, np.full(SHAPE, sigma, np.float32), (0.0, 0.0, 0.0), 9)
+    signal = np.tile(np.exp(DTI().design(gtab) @ theta).astype(np.float32), (*shape, 1))
+    noise = NoiseEstimate(20.0, np.full(shape, sigma, np.float32), (0.0, 0.0, 0.0), 9)
     trained = TrainedPrior(network, DTI(), coordinates_of(DTI()), {})
     return ScanPosterior(
-        Acquisition(signal, np.diag([VOXEL, VOXEL, VOXEL, 1]), gtab), np.ones(SHAPE, bool), noise, trained
+        Acquisition(signal, np.diag([VOXEL, VOXEL, VOXEL, 1]), gtab), np.ones(shape, bool), noise, trained
     )
 
 
@@ -111,6 +111,23 @@ def test_samples_without_data_are_as_rich_as_a_known_field_and_as_smooth() -> No
     for distance in (1, 2, 4):
         likeness = (drawn * drawn.roll(distance, 2)).mean() / drawn.square().mean()
         assert float(likeness) == pytest.approx(float(truth[distance, 0, 0] / truth[0, 0, 0]), abs=0.06)
+
+
+def test_noise_that_samples_start_from_is_normal_and_as_smooth_as_heads(scan: ScanPosterior) -> None:
+    generator = torch.Generator().manual_seed(0)
+    volumes = [smooth_noise(scan, torch.randn(7, *SHAPE, generator=generator)).reshape(7, *SHAPE) for _ in range(8)]
+    noise = torch.cat(volumes)
+    assert float(noise.std()) == pytest.approx(1, abs=0.02)
+    step = round(8 / VOXEL)
+    likeness = float((noise * noise.roll(step, 1)).mean())
+    # a Gaussian filter of width w leaves exp(-d^2 / 4 w^2) of a voxel's likeness to itself
+    assert likeness == pytest.approx(np.exp(-((step * VOXEL) ** 2) / (4 * STRUCTURE**2)), abs=0.08)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 1, 2)])
+def test_a_mask_of_hardly_any_voxels_can_be_sampled(shape: tuple[int, int, int]) -> None:
+    scan = posterior_of(SameEverywhere(NetworkShape()), 20.0, shape)
+    assert bool(torch.isfinite(sample(scan, 0, SilentReport(), levels=4)).all())
 
 
 def test_the_same_seed_gives_the_same_sample(scan: ScanPosterior) -> None:

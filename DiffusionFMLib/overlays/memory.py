@@ -14,11 +14,11 @@ from DiffusionFMLib.errors import DeviceError
 from DiffusionFMLib.fitting.device import cpu_workers
 
 HELD: Final = 4.5
-"""Of what a token takes in half a block, so much is held at a time at most: measured, 3.5 to 4.5 by processor."""
+"""Of what a token takes in half a block, so much is held at a time at most: 3.5 on one processor, more on another."""
 
 RESERVED: Final = 128 << 20
-"""Bytes for the network, the features that are held meanwhile, and what libraries take: measured on processors of two
-makers, where it differs."""
+"""Bytes for the network, the features that are held meanwhile, and what libraries take, which differs between
+processors: measured."""
 
 
 def working_bytes(memory_mib: int) -> int:

@@ -25,7 +25,7 @@ from DiffusionFMLib.prior.adaptation import adapt, can_adapt
 from DiffusionFMLib.prior.disagreement import empirical_null, in_sigma
 from DiffusionFMLib.prior.estimate import PriorEstimate, ScanPosterior, estimate
 from DiffusionFMLib.prior.readout import CHUNK, SAMPLES, Readout
-from DiffusionFMLib.prior.weights import TrainedPrior, carrier, load_weights, weights_file
+from DiffusionFMLib.prior.weights import TrainedPrior, carrier, load_weights, weights_files
 from DiffusionFMLib.settings import FitSettings
 
 MAX_CENTRE: Final = 1.0
@@ -82,8 +82,7 @@ def fit(
         raise InputError(msg, "Draw one, or let it be made automatically.")
     device = choose_device(settings.device)
     # the last one is sampled, where samples are asked for
-    sampled = settings.adaptation == "sample"
-    paths = list(dict.fromkeys(weights_file(settings.weights, model, use) for use in (False, sampled)))
+    paths = weights_files(settings.weights, model, settings.adaptation == "sample")
     priors = [_load(path, carrier(model), device) for path in paths]
     noise = _noise_of(acquisition, usable, report)
     output = Output(model, METHODS[settings.method].map_specs(model, False), mask, _places(mask))

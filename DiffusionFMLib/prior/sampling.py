@@ -12,6 +12,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Final
 
+import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
@@ -23,10 +24,10 @@ from DiffusionFMLib.prior.posterior import Posterior
 from DiffusionFMLib.prior.systems import unpack
 
 LEVELS: Final = 20
+"""Steps of a sample."""
 
 OPEN: Final = 1.0
-"""Noise level of looks down to which structures are open."""
-
+"""Noise level of looks down to which structures are open, in whitened coordinates."""
 
 STRUCTURE: Final = 5.0
 """Smoothness of what samples start from: the width of a Gaussian that white noise is filtered with, mm. Voxels of heads
@@ -40,10 +41,11 @@ def draw(result: Posterior, noise: Tensor) -> Tensor:
 
 
 def smooth_noise(scan: ScanPosterior, white: Tensor) -> Tensor:
-    """Standard normal noise, shape (P, V), that is smooth in space, from one volume after another, (P, X, Y, Z)."""
-    width = STRUCTURE / scan.voxel_sizes
-    smooth = gaussian_filter(white.cpu().numpy(), (0, *width))[:, scan.mask]
-    return torch.from_numpy(smooth / smooth.std(1, keepdims=True)).to(white)
+    """Normal noise, shape (P, V), smooth in space and of variance 1, from independent noise, shape (P, X, Y, Z)."""
+    # over the whole volume and round its edges: a small mask alone would hardly vary
+    smooth = gaussian_filter(white.cpu().numpy(), (0, *(STRUCTURE / scan.voxel_sizes)), mode="wrap")
+    typical = np.sqrt((smooth**2).mean((1, 2, 3), keepdims=True))
+    return torch.from_numpy((smooth / typical)[:, scan.mask]).to(white)
 
 
 def sample(scan: ScanPosterior, seed: int, report: Report, levels: int = LEVELS) -> Tensor:
@@ -56,11 +58,11 @@ def sample(scan: ScanPosterior, seed: int, report: Report, levels: int = LEVELS)
         The same seed gives the same sample.
     report : Report
     levels : int
-        Noise levels, evenly spaced in their logarithm.
+        Noise levels, two or more, evenly spaced in their logarithm.
     """
     generator = torch.Generator(scan.device).manual_seed(seed)
     last, first = LOOK_LEVELS
-    steps = [first * (last / first) ** (k / (levels - 1)) for k in range(levels)] if levels > 1 else [last]
+    steps = np.geomspace(first, last, levels).tolist()
     size = len(scan.trained.coordinates)
 
     def noise(*shape: int) -> Tensor:

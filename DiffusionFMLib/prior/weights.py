@@ -17,7 +17,7 @@ from DiffusionFMLib.prior.coordinates import Coordinates, coordinates_of
 from DiffusionFMLib.prior.network import NetworkShape, PriorNetwork
 from DiffusionFMLib.stored_weights import SHIPPED, read_weights, write_weights
 
-__all__ = ["TrainedPrior", "carrier", "load_weights", "save_weights", "weights_file"]
+__all__ = ["TrainedPrior", "carrier", "load_weights", "save_weights", "weights_file", "weights_files"]
 
 KIND: Final = "diffusionfm-prior"
 FORMAT: Final = 4
@@ -83,6 +83,11 @@ def weights_file(chosen: str, model: SignalModel, sampling: bool = False) -> Pat
         hint = "Correct the path, or give none for those that come with DiffusionFM."
         raise InputError(msg, hint if chosen else "Install DiffusionFM again, or give a file of your own.")
     return path
+
+
+def weights_files(chosen: str, model: SignalModel, sampling: bool) -> list[Path]:
+    """What a fit uses: the file of its estimates; after it that of its samples, where it takes some and has another."""
+    return list(dict.fromkeys(weights_file(chosen, model, use) for use in (False, sampling)))
 
 
 def load_weights(path: Path, device: torch.device | None = None) -> TrainedPrior:

@@ -164,7 +164,7 @@ class ExampleMaker:
             fields.new_tensor(voxel_sizes[None]),
             fields.new_tensor(known_correlation[None]),
             known_sigma[None],
-            fields.new_tensor([look.level if look else math.inf]),
+            fields.new_tensor([math.inf if look is None else look.level]),
         )[0]
         brain = contents.fields[WEIGHTS].sum(0) > 0.5
         neighbourhood = Neighbourhood.of(data if look is None else data + look, front.b0, shape, brain)
