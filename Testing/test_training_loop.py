@@ -228,6 +228,25 @@ def test_all_that_a_sampler_sees_has_a_look_at_the_truth(pool: Path, tmp_path: P
     assert all(watched)
 
 
+def test_crops_are_as_large_as_asked(pool: Path, tmp_path: Path) -> None:
+    settings = TrainSettings(out=str(tmp_path), preset="tiny", anatomies=str(pool), device="cpu", crop=20)
+    task = PriorTask(settings)
+    task.prepare(pool, CPU, SilentReport())
+    squares = task.losses(task.network, 0, 1, np.random.default_rng(0)).squares
+    # the inner 16 of 20 voxels of each of two crops, as far as they are brain; 12 of the preset's 16
+    assert 2 * 12**3 < sum(count for _, _, count in squares.values()) <= 2 * 16**3
+    for crop in (4, 21):
+        with pytest.raises(SettingsError, match="expected a multiple of 2 above 4"):
+            PriorTask(replace(settings, crop=crop))
+
+
+@pytest.mark.parametrize(("model", "option"), [("encoder", "sampler"), ("encoder", "crop"), ("dti", "rotary")])
+def test_options_of_the_other_network_are_refused(model: str, option: str) -> None:
+    value = {"sampler": True, "crop": 24, "rotary": False}[option]
+    with pytest.raises(SettingsError, match=f"{option}: no option for training --model {model}"):
+        train(TrainSettings(model=model, **{option: value}), SilentReport())
+
+
 def test_the_command_trains_and_says_where(pool: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "run"
     argv = ["train", "--preset=tiny", f"--out={out}", f"--anatomies={pool}", "--device=cpu", "--steps=2", "--json"]

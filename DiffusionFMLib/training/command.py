@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from DiffusionFMLib.errors import JobCancelled
+from DiffusionFMLib.errors import JobCancelled, SettingsError
 from DiffusionFMLib.events import Artifact, Cancelled, Event, Finished, Report, Result
 from DiffusionFMLib.reporting import JobReport, failure
 from DiffusionFMLib.training.settings import ENCODER, TrainSettings
@@ -31,8 +31,19 @@ def run_training(settings: TrainSettings, sink: Callable[[Event], None], cancell
 
 
 def train(settings: TrainSettings, report: Report) -> Path:
-    """Train what the settings name; returns the weights' file. See `loop.train_task`."""
+    """Train what the settings name; returns the weights' file. See `loop.train_task`.
+
+    Raises
+    ------
+    SettingsError
+        If there is a choice that the network named does not have.
+    """
     from DiffusionFMLib.training.loop import train_task
+
+    wrong = [name for name in settings.foreign if getattr(settings, name) != getattr(TrainSettings, name)]
+    if wrong:
+        msg = f"{' and '.join(wrong)}: no option for training --model {settings.model}."
+        raise SettingsError(msg, "Leave it out, or train the other network.")
 
     if settings.model == ENCODER:
         from DiffusionFMLib.training.pretraining import EncoderTask

@@ -78,7 +78,8 @@ def train_task(settings: TrainSettings, task: Task, report: Report) -> Path:
         facts = {**settings.to_dict(), "done": run.step, "examples": run.step * task.batch * fabric.world_size}
         if settings.start:
             facts["start"] = digest_of(Path(settings.start))
-        task.save(weights, run.averaged, {name: fact for name, fact in facts.items() if name not in _PATHS})
+        hidden = {*_PATHS, *settings.foreign}
+        task.save(weights, run.averaged, {name: fact for name, fact in facts.items() if name not in hidden})
     return weights
 
 

@@ -41,7 +41,8 @@ class PriorTask:
     Raises
     ------
     SettingsError
-        If there is no prior for the model, or the weights to start from are of another network.
+        If there is no prior for the model, its crops are of a size that the network cannot take, or the weights to
+        start from are of another network.
     InputError
         If these weights cannot be read.
     """
@@ -59,7 +60,12 @@ class PriorTask:
         self.batch, self.steps, self.precision = preset.batch, preset.steps, preset.precision
         self._coordinates = coordinates_of(model)
         torch.manual_seed(settings.seed)
-        network = PriorNetwork(NetworkShape(len(self._coordinates), preset.channels, preset.levels, preset.blocks))
+        shape = NetworkShape(len(self._coordinates), preset.channels, preset.levels, preset.blocks)
+        self._crop = settings.crop or preset.crop
+        if self._crop % shape.multiple or self._crop <= 2 * preset.margin:
+            msg = f"crop is {self._crop} voxels; expected a multiple of {shape.multiple} above {2 * preset.margin}."
+            raise SettingsError(msg, "Choose another --crop.")
+        network = PriorNetwork(shape)
         if settings.start:
             _start_from(Path(settings.start), network, model)
         self.network: PriorNetwork = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -68,7 +74,7 @@ class PriorTask:
         """Make or read anatomies; raises InputError if there are no scans in the folder of scans."""
         preset, looks = self._preset, 1.0 if self._settings.sampler else LOOK_PROBABILITY
         groups = anatomies(preset.brains, preset.phantoms, self._settings.scans, pool, report)
-        self._maker = ExampleMaker(groups, self._model, self._coordinates, preset.crop, preset.margin, looks, device)
+        self._maker = ExampleMaker(groups, self._model, self._coordinates, self._crop, preset.margin, looks, device)
 
     def optimiser(self) -> torch.optim.Optimizer:
         """AdamW."""
@@ -90,8 +96,7 @@ class PriorTask:
 
     def save(self, path: Path, network: nn.Module, facts: dict[str, Any]) -> None:
         """Write the prior's weights."""
-        own = {name: fact for name, fact in facts.items() if name != "rotary"}
-        save_weights(path, network, self._model, own)  # type: ignore[arg-type]
+        save_weights(path, network, self._model, facts)  # type: ignore[arg-type]
 
 
 def _start_from(path: Path, network: PriorNetwork, model: LogLinearModel) -> None:

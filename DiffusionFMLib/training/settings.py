@@ -64,6 +64,9 @@ ENCODER: Final = "encoder"
 """What stands in the place of a signal model where the encoder is trained; its presets, in `pretraining`, have the same
 names."""
 
+OWN_OPTIONS: Final = {"prior": ("sampler", "crop"), ENCODER: ("rotary",)}
+"""That the other network does not have."""
+
 
 @dataclass(frozen=True)
 class TrainSettings(Settings):
@@ -78,6 +81,14 @@ class TrainSettings(Settings):
     sampler: bool = option(
         False,
         "Train what samples are drawn with: every example has a noisy look at the truth; of the prior only.",
+        advanced=True,
+    )
+    crop: int = option(
+        0,
+        "Edge of the crops; the preset's when 0; of the prior only.",
+        minimum=0,
+        maximum=256,
+        unit="voxels",
         advanced=True,
     )
     anatomies: str = option("", "Folder that anatomies are kept in; below the run's own when not given.", path=True)
@@ -96,3 +107,8 @@ class TrainSettings(Settings):
     nodes: int = option(1, "Machines.", minimum=1, maximum=1024, advanced=True)
     device: str = option("auto", "Where to compute.", choices=("auto", "cpu", "cuda"))
     seed: int = option(0, "Seed of everything random.", minimum=0, maximum=2**31 - 1)
+
+    @property
+    def foreign(self) -> tuple[str, ...]:
+        """Options that the network trained does not have."""
+        return OWN_OPTIONS["prior" if self.model == ENCODER else ENCODER]
