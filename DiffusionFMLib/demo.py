@@ -19,13 +19,14 @@ from DiffusionFMLib.worker import Request, execute
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
 
     from DiffusionFMLib.console import EventSink
 
 FIGURE = "figure.png"
 
-SHOWN = ("colorfa", "fa", "md", "pca")
-"""Maps in the figure."""
+SHOWN = ("colorfa", "fa", "md", "rollout")
+"""Maps in the figure, the last an overlay that passed its gate."""
 
 SIDES = (("P", "A", "S", "I"), ("R", "L", "S", "I"), ("R", "L", "A", "P"))
 """Letters at the left, right, upper and lower edge of a sagittal, coronal and axial picture."""
@@ -76,7 +77,7 @@ def _run(
 
 
 def draw(artifacts: list[Artifact], path: Path, title: str) -> None:
-    """Draw colour FA, FA, MD and the features' colours in three planes, and the tracts from three sides.
+    """Draw colour FA, FA, MD and an overlay in three planes, and the tracts from three sides.
 
     Parameters
     ----------
@@ -106,9 +107,12 @@ def draw(artifacts: list[Artifact], path: Path, title: str) -> None:
         for column, name in enumerate(SHOWN):
             image = np.swapaxes(volumes[name][plane], 0, 1)
             vmin, vmax = maps[name].window or (0, 1)
+            colors = "inferno" if maps[name].colors == "inferno" else "gray"
             image = np.clip(image, 0, 1) if image.ndim == 3 else image
-            axes[row, column].imshow(image, origin="lower", cmap="gray", vmin=vmin, vmax=vmax, extent=extent)
+            drawn = axes[row, column].imshow(image, origin="lower", cmap=colors, vmin=vmin, vmax=vmax, extent=extent)
             axes[0, column].set_title(maps[name].title, color="white")
+            if row == len(axes) - 1 and image.ndim == 2:
+                _draw_scale(drawn, list(axes[:, column]), maps[name].unit)
         _draw_tracts(axes[row, -1], Path(tracts.array or ""), (across, up))
     axes[0, -1].set_title("Tracts", color="white")
     for row, letters in zip(axes, SIDES, strict=True):
@@ -140,6 +144,14 @@ def _canonical_sizes(artifact: Artifact) -> np.ndarray:
 
     affine = np.array(artifact.affine)
     return np.linalg.norm(affine[:3, :3], axis=0)[np.argsort(io_orientation(affine)[:, 0])]
+
+
+def _draw_scale(drawn: AxesImage, axes: list[Axes], unit: str) -> None:
+    """Below a column, what its colours stand for."""
+    scale = axes[0].figure.colorbar(drawn, ax=axes, location="bottom", shrink=0.6, aspect=25, pad=0.01)
+    scale.set_label(unit, color="white")
+    scale.ax.tick_params(colors="white")
+    scale.outline.set_edgecolor("white")
 
 
 def _draw_sides(ax: Axes, letters: tuple[str, str, str, str]) -> None:

@@ -20,9 +20,6 @@ SIZE = (1400, 900)
 TRACT_COUNT = 6000
 """Streamlines: enough to see the bundles, few enough to turn smoothly without a graphics card."""
 
-WHITE, ASIDE_MM = 0.95, 22.0
-"""The demo points at white matter, which has FA above this quantile, to the right of the middle."""
-
 ANSWER_PATIENCE = 10.0
 """Seconds that an overlay may take."""
 
@@ -79,7 +76,7 @@ def show(dwi: str, out: Path, headless: bool) -> int:
     if not finish(host, panel):
         return 2
     arrange(panel)
-    showSimilarity(host, panel)
+    showOverlay(host, panel)
     print(f"Done in {time.monotonic() - begun:.0f} s: maps, tracts and features are in {out / 'maps'}")
     if not headless and host.hasUsableDisplay():
         return host.run()
@@ -130,28 +127,15 @@ def arrange(panel: Any) -> None:
     panel.ui.centreButton.click()
 
 
-def showSimilarity(host: Any, panel: Any) -> None:
-    """Lay over FA what is like a place in the white matter: of all overlays the one that needs least explanation."""
-    import numpy as np
-    import slicer
-
-    from DiffusionFMSlicer.inspector import crosshairNode
+def showOverlay(host: Any, panel: Any) -> None:
+    """Lay over FA the first overlay of the list: one that passed the gate."""
     from DiffusionFMSlicer.parameters import SCAN
     from DiffusionFMSlicer.scene import features
-    from DiffusionFMSlicer.scene.geometry import affineOf
 
-    scan, fa = panel.parameters.reference(SCAN), panel.presenter.resultsByName()["fa"]
-    values, matrix = slicer.util.arrayFromVolume(fa), affineOf(fa)
-    high = np.quantile(values[values > 0], WHITE)
-    white = np.argwhere(values > high)[:, ::-1] @ matrix[:3, :3].T + matrix[:3, 3]
-    aim = white.mean(0) + [ASIDE_MM, 0, 0]
-    ras = [float(x) for x in white[np.linalg.norm(white - aim, axis=1).argmin()]]
-    crosshairNode().SetCrosshairRAS(*ras)
-    for node in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
-        node.JumpSliceByOffsetting(*ras)
     selector = panel.ui.featureSelector
-    selector.currentIndex = selector.findData("similarity")
-    host.wait(lambda: features.overlayNode(scan, "similarity") is not None, ANSWER_PATIENCE)
+    selector.currentIndex = 0
+    scan, name = panel.parameters.reference(SCAN), selector.currentData
+    host.wait(lambda: features.overlayNode(scan, name) is not None, ANSWER_PATIENCE)
 
 
 if __name__ == "__main__":

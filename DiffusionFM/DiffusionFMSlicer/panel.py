@@ -37,6 +37,8 @@ _UI_SETTINGS = {
     "block": "blockBox", "head": "headBox", "follow": "followCheck",
 }  # fmt: skip
 
+NO_PLACE = "Values under the mouse are told here."
+
 
 class Panel:
     """Binds the widgets of the .ui file to parameters and runner; a `Listener`.
@@ -326,7 +328,7 @@ class Panel:
     def showValues(self) -> None:
         """Show the results' values under the mouse."""
         position = inspector.cursorPosition()
-        self.ui.valueLabel.text = inspector.describe(position) if position else ""
+        self.ui.valueLabel.text = inspector.describe(position) if position else NO_PLACE
 
     def _clearMessages(self) -> None:
         self.lastError = self._warning = ""
