@@ -103,6 +103,8 @@ def show_result(job: str, result: dict[str, Any]) -> None:
     for label in ("maps", "tracts", "files"):
         if result.get(label):
             console.print(f"{label}: {', '.join(result[label])}", markup=False)
+    for method, names in result.get("beside", {}).items():
+        console.print(f"and beside them, by {method}: {', '.join(names)}", markup=False)
     if "assigned" in result:
         assigned, count = result["assigned"], result["count"]
         console.print(f"{assigned} of {count} streamlines ({assigned / count:.0%}) join {result['regions']} regions")

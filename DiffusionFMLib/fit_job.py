@@ -134,9 +134,10 @@ def _check(settings: FitSettings, acquisition: Acquisition, report: JobReport) -
     if doubt is not None:
         report.warning("protocol", doubt)
     if not METHODS[settings.method].voxelwise:
-        from DiffusionFMLib.prior.weights import weights_file
+        from DiffusionFMLib.prior.weights import carrier, load_weights, weights_files
 
-        weights_file(settings.weights, model)
+        for path in weights_files(settings.weights, model, settings.adaptation == "sample"):
+            load_weights(path, expected=carrier(model))
         warn_of_voxels(acquisition, report)
     elif settings.weights:
         report.warning(

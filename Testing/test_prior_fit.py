@@ -382,6 +382,21 @@ def test_weights_that_are_not_used_are_told(folder, tmp_path, capsys):
     assert "Weights are the prior's, and were not used" in capsys.readouterr().err
 
 
+def test_weights_that_cannot_be_used_are_told_before_anything_is_fitted(folder, tmp_path, capsys):
+    broken, other = tmp_path / "broken.safetensors", weights_file("", MODELS["dki"])
+    broken.write_text("no weights")
+    for path, told in ((broken, "cannot be read"), (other, "was trained for")):
+        out = tmp_path / path.stem
+        assert main(["fit", str(folder[0]), "--method", "prior", "--weights", str(path), "--out", str(out)]) == USER
+        assert told in " ".join(capsys.readouterr().err.split())
+        assert not list(tmp_path.glob("**/*dwimap*"))
+
+
+def test_the_conventional_maps_are_listed_too(folder, capsys):
+    assert main(["fit", str(folder[0]), "--method", "prior", "--adaptation", "none", "--out", str(folder[1])]) == 0
+    assert "and beside them, by wls: fa, md," in " ".join(capsys.readouterr().out.split())
+
+
 def test_few_directions_are_for_the_prior_alone(tmp_path, capsys):
     scan = write_small_scan(tmp_path / "scan", n_directions=5)
     assert main(["fit", str(scan), "--out", str(tmp_path / "wls")]) == USER

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -29,7 +28,7 @@ from DiffusionFMLib.prior.weights import TrainedPrior, carrier, load_weights, we
 from DiffusionFMLib.settings import FitSettings
 
 MAX_CENTRE: Final = 1.0
-"""Half of all voxels above it is worth a warning."""
+"""Of disagreement, in standard deviations: a median above it is worth a warning."""
 
 BRAIN_MD: Final = (0.45, 1.35)
 """Median mean diffusivity of a head, um2/ms: that of children and of b = 3000 s/mm2 is in it, that of water, muscle and
@@ -83,7 +82,7 @@ def fit(
     device = choose_device(settings.device)
     # the last one is sampled, where samples are asked for
     paths = weights_files(settings.weights, model, settings.adaptation == "sample")
-    priors = [_load(path, carrier(model), device) for path in paths]
+    priors = [load_weights(path, device, carrier(model)) for path in paths]
     noise = _noise_of(acquisition, usable, report)
     output = Output(model, METHODS[settings.method].map_specs(model, False), mask, _places(mask))
     # most of the time goes into many small operations
@@ -115,15 +114,6 @@ def fit(
         "conventional_fit": METHODS[settings.method].beside(model, gtab),
     }
     return output.finish(acquisition, {**provenance_of(acquisition, model, settings, options), **facts})
-
-
-def _load(path: Path, expected: SignalModel, device: torch.device) -> TrainedPrior:
-    """Weights of a prior for a model."""
-    trained = load_weights(path, device)
-    if trained.model.name != expected.name:
-        msg = f"{path} was trained for {trained.model.title}; expected {expected.title}."
-        raise InputError(msg, "Choose weights of that model.")
-    return trained
 
 
 def _noise_of(acquisition: Acquisition, mask: NDArray[np.bool_], report: Report) -> NoiseEstimate:
@@ -207,9 +197,9 @@ def _null(found: PriorEstimate, volumes: int, report: Report) -> tuple[float, fl
     if centre > MAX_CENTRE:
         report.warning(
             "disagreement",
-            f"Half of all voxels lie {centre:.1f} or more standard deviations from what the prior makes "
-            "of them: the scan may have moved, or be of something that the prior does not know. The map disagreement "
-            "shows only what differs from the rest of the scan.",
+            f"This scan as a whole is less like what the prior expects than most (the median voxel lies {centre:.1f} "
+            "standard deviations from it): movement, eddy currents or high b-values do that too. The map disagreement "
+            "shows what differs from the rest of the scan.",
         )
     return centre, width
 

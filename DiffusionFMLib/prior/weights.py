@@ -90,16 +90,19 @@ def weights_files(chosen: str, model: SignalModel, sampling: bool) -> list[Path]
     return list(dict.fromkeys(weights_file(chosen, model, use) for use in (False, sampling)))
 
 
-def load_weights(path: Path, device: torch.device | None = None) -> TrainedPrior:
-    """Read weights.
+def load_weights(path: Path, device: torch.device | None = None, expected: SignalModel | None = None) -> TrainedPrior:
+    """Read weights, of a model when it is named.
 
     Raises
     ------
     InputError
-        If the file is missing, broken or of another kind.
+        If the file is missing, broken or of another kind or model.
     """
     tensors, header = read_weights(path, KIND, FORMAT, "prior's", device)
     model = MODELS[header["model"]]
+    if expected is not None and model.name != expected.name:
+        msg = f"{path} was trained for {model.title}; expected {expected.title}."
+        raise InputError(msg, "Choose weights of that model.")
     if not isinstance(model, LogLinearModel):
         msg = f"{path} is for {model.title}, for which there is no prior."
         raise InputError(msg, "Choose weights of another model.")
