@@ -34,10 +34,11 @@ from DiffusionFMLib.io import write_acquisition
 from DiffusionFMLib.physics.tensor_arrays import spread_directions
 from DiffusionFMLib.training.anatomies import FIELDS, Anatomy, random_phantom
 from DiffusionFMLib.training.command import train
+from DiffusionFMLib.training.kept_scans import kept_scans
 from DiffusionFMLib.training.pretraining import PRESETS, EncoderTask, losses
 from DiffusionFMLib.training.settings import PRESETS as PRIOR_PRESETS
 from DiffusionFMLib.training.settings import TrainSettings
-from DiffusionFMLib.training.signal_scans import SignalScan, signal_scans
+from DiffusionFMLib.training.signal_scans import SignalScan
 from DiffusionFMLib.training.slab_examples import FAMILY, SlabMaker
 
 SHAPE = PRESETS["tiny"].shape
@@ -249,13 +250,13 @@ def test_scans_of_a_folder_are_cached(tmp_path: Path) -> None:
     scans, pool = tmp_path / "scans", tmp_path / "pool"
     (scans / "a").mkdir(parents=True)
     write_acquisition(ball_scan(np.diag([2.0, 2, 2, 1])), scans / "a" / "dwi.nii.gz")
-    (first,) = signal_scans(scans, pool, SilentReport())
+    (first,) = kept_scans(SignalScan, "signal", scans, pool, SilentReport())
     assert [path.name for path in pool.glob("*.npy")] == ["signal-a-dwi.npy"]
     (scans / "a" / "dwi.nii.gz").write_bytes(b"no longer read")
-    (again,) = signal_scans(scans, pool, SilentReport())
+    (again,) = kept_scans(SignalScan, "signal", scans, pool, SilentReport())
     np.testing.assert_array_equal(again.signal, first.signal)
     with pytest.raises(InputError, match="no scan to train on"):
-        list(signal_scans(tmp_path / "pool", pool, SilentReport()))
+        list(kept_scans(SignalScan, "signal", tmp_path / "pool", pool, SilentReport()))
 
 
 # --- pretraining -----------------------------------------------------------------------------------------

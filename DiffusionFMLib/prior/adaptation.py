@@ -1,8 +1,7 @@
 """Zero-shot adaptation: how far the network is to be believed on this scan, learnt from the scan itself.
 
-Noise is independent between volumes, so volumes that were left out judge a posterior without bias, whatever the noise's
-correlation in space. What is adapted are a few factors of the network's output, and not its weights: those would refit
-motion and eddy currents, which other volumes share.
+Volumes that were left out judge. What is adapted are a few factors of the network's output, and not its weights: those
+would refit motion and eddy currents, which other volumes share.
 """
 
 from __future__ import annotations
@@ -15,13 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from DiffusionFMLib.events import Report
-from DiffusionFMLib.fitting.cholesky import diagonal_entries
-from DiffusionFMLib.physics.noise import RicianNoise
-from DiffusionFMLib.prior.coordinates import MD_SD, TYPICAL_MD
-from DiffusionFMLib.prior.estimate import ScanPosterior, outlook, seen_of
-from DiffusionFMLib.prior.information import front_end
+from DiffusionFMLib.prior.estimate import ScanPosterior
+from DiffusionFMLib.prior.left_out import Box, judged_channels, leave_out
 from DiffusionFMLib.prior.neighbourhood import SHIFTS, START_WEIGHTS
-from DiffusionFMLib.prior.posterior import posterior
 
 STEPS: Final = 60
 CROPS: Final = 2
@@ -42,20 +37,11 @@ RELUCTANCE: Final = 0.1
 """Cost of a factor that differs by 1 from what the training chose, times the number of weighted volumes: few of them
 judge badly."""
 
-FREEDOM: Final = 3.0
-"""Of Student's t distribution for what is left over: a few volumes that moved are not to decide."""
-
-TISSUE_MD: Final = 1.2
-"""Fluid pulsates, so it is not judged by, um2/ms."""
-
-LOG_RANGE: Final = (-8.0, 4.0)
-
 
 class Adjustment(nn.Module):
     """Factors and offsets of a network's raw output.
 
-    Means over directions, ln S0, and the weights of the b0 volumes stay as they are: ln S0 and diffusivity can change
-    together without a change of any weighted volume, so that those left out cannot judge them.
+    What volumes left out cannot judge stays as it is; see `judged_channels`.
 
     Parameters
     ----------
@@ -92,8 +78,7 @@ class Adjustment(nn.Module):
         self._gain = torch.tensor([n for n, count in zip(number, orders, strict=True) for _ in range(count)])
         last = len(SHIFTS) - 1
         self._group = torch.tensor([*(min(k, last - k) for k in range(len(SHIFTS))), len(SHIFTS) // 2 + 1])
-        self._diagonal = torch.zeros(self._split[1], 1, 1, 1)
-        self._diagonal[diagonal_entries(size)] = (self._gain >= 0).float()[:, None, None, None]
+        self._diagonal = judged_channels(orders).split(self._split)[1].float()[:, None, None, None]
 
     def forward(self, raw: Tensor) -> Tensor:
         """The adjusted output, shape (C, X, Y, Z), of the network's; see `PriorNetwork.forward`."""
@@ -170,32 +155,12 @@ class _Places:
 
 
 def _left_out(scan: ScanPosterior, adjustment: Adjustment, places: _Places, rng: np.random.Generator) -> Tensor:
-    """How badly a crop's posterior predicts volumes that it was not given, by Student's t."""
-    trained, shape = scan.trained, (EDGE,) * 3
+    """How badly a crop's posterior predicts volumes that it was not given."""
+    network = scan.trained.network
     held = np.sort(rng.permutation(scan.weighted)[: max(1, round(len(scan.weighted) * LEFT_OUT))])
     given = np.setdiff1d(np.arange(scan.volumes), held)
     numbers, place = (torch.from_numpy(part).to(scan.device) for part in places.crop(rng))
-    measurements = scan.measured(numbers, given)
-    front, data = front_end(measurements)
-    raw, neighbourhood = outlook(seen_of(front, data), place, shape, scan.told(), trained)
-
-    # of the inner voxels those that are in the mask, counted there and among the crop's voxels
-    inner = slice(MARGIN, EDGE - MARGIN)
-    neighbourhood = neighbourhood.part((inner,) * 3)
-    number = torch.full((EDGE**3,), -1, device=scan.device)
-    number[place] = torch.arange(len(place), device=scan.device)
-    number = number.reshape(shape)[inner, inner, inner].reshape(-1)
-    md = TYPICAL_MD + MD_SD * neighbourhood.estimates()[0]
-    judged = ((number >= 0) & (md < TISSUE_MD)).nonzero()[:, 0]
-    adjusted = adjustment(raw[:, inner, inner, inner])
-    if not len(judged):
-        return 0 * adjusted.sum()
-    among = number[judged]
-    network = trained.network
-    mean = network.mean(adjusted, neighbourhood, judged)
-    prior = network.local_prior(mean, network.triangle(adjusted, judged)).information()
-    result = posterior(prior, [measurements.part(among)], [data.part(among)])
-    predicted = scan.design.part(torch.from_numpy(held)).log_signal(result.mean).clamp(*LOG_RANGE).exp()
-    measured, sigma = scan.signal(numbers[among], held), scan.sigma(numbers[among])
-    left = (measured - RicianNoise().mean(predicted, sigma[None])) / sigma
-    return (left.square() / FREEDOM).log1p().mean() * FREEDOM
+    box = Box(scan.signal(numbers), scan.sigma(numbers), place, EDGE)
+    view, left_out = leave_out(box, scan.design, given, held, MARGIN)
+    raw = view.outlook(network, scan.told())
+    return left_out.misfit(network, adjustment(left_out.inside(raw)))

@@ -15,7 +15,7 @@ from torch import Tensor
 from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.errors import ProtocolError
 from DiffusionFMLib.events import Report
-from DiffusionFMLib.gradients import image_rotation
+from DiffusionFMLib.gradients import GradientTable, image_rotation
 from DiffusionFMLib.physics import DKI
 from DiffusionFMLib.preprocessing.noise import NoiseEstimate
 from DiffusionFMLib.prior.coordinates import WhitenedDesign, turning
@@ -23,7 +23,7 @@ from DiffusionFMLib.prior.disagreement import distance
 from DiffusionFMLib.prior.information import FrontEnd, Information, Look, Measurements, front_end
 from DiffusionFMLib.prior.kurtosis import told_by_neighbours
 from DiffusionFMLib.prior.neighbourhood import B0_ROWS, Neighbourhood, rows_of
-from DiffusionFMLib.prior.network import conditions
+from DiffusionFMLib.prior.network import PriorNetwork, conditions
 from DiffusionFMLib.prior.posterior import Posterior, posterior
 from DiffusionFMLib.prior.systems import unpack
 from DiffusionFMLib.prior.weights import TrainedPrior
@@ -111,7 +111,7 @@ class ScanPosterior:
         self.design = WhitenedDesign.of(trained.model, gtab, trained.coordinates, self.device)
         self._signal = acquisition.signal[mask]
         self._to_ras = turning(trained.model, self._axes)
-        self._scale = float(np.median(self._signal[:, gtab.b0_mask].mean(axis=1))) / TYPICAL_S0
+        self._scale = scale_of(self._signal, gtab)
         self._sigma = np.maximum(noise.sigma_map[mask], 0.1 * noise.sigma) / self._scale
         self.voxel_sizes = acquisition.voxel_sizes
         self._described = (self.voxel_sizes, noise.correlation, noise.sigma / self._scale)
@@ -176,13 +176,12 @@ class ScanPosterior:
                 for some in (here, inner)
             )
             voxels = torch.from_numpy(here)
-            raw, neighbourhood = outlook(
-                seen[:, voxels], place.to(seen.device), (last - first, ny, nz), told, self.trained
-            )
+            view = BoxView.of(seen[:, voxels], place.to(seen.device), (last - first, ny, nz), size)
+            raw = view.outlook(network, told)
             with torch.no_grad():
                 if self.trained.adjustment is not None:
                     raw = self.trained.adjustment(raw)
-                mean[:, inner] = network.mean(raw, neighbourhood, at.to(seen.device))
+                mean[:, inner] = network.mean(raw, view.neighbourhood, at.to(seen.device))
                 triangle[:, inner] = network.triangle(raw, at.to(seen.device))
         return mean, triangle
 
@@ -235,6 +234,11 @@ def estimate(scan: ScanPosterior, report: Report) -> PriorEstimate:
     return PriorEstimate(scan.in_ras(torch.from_numpy(mean)), ridge, covariance, data_fraction, far, scan.slope())
 
 
+def scale_of(signal: NDArray[np.floating], gtab: GradientTable) -> float:
+    """Unit of a brain's signal, shape (V, N), in which typical tissue has S0 = 1."""
+    return float(np.median(signal[:, gtab.b0_mask].mean(axis=1))) / TYPICAL_S0
+
+
 def rows_seen(size: int) -> int:
     """Rows of `seen_of` for a model of so many unknowns."""
     return 2 * size + size * (size + 1) + B0_ROWS
@@ -245,35 +249,59 @@ def seen_of(front: FrontEnd, known: Information) -> Tensor:
     return torch.cat([front.mean, front.spread(), rows_of(known, front.b0)])
 
 
-def outlook(
-    seen: Tensor, place: Tensor, shape: tuple[int, int, int], told: Tensor, trained: TrainedPrior
-) -> tuple[Tensor, Neighbourhood]:
-    """The network's raw output for a box, shape (C, X, Y, Z), and what the neighbours know there.
+@dataclass(frozen=True, eq=False)
+class BoxView:
+    """What the network is shown of a box of voxels, and what the neighbours know there.
 
     Parameters
     ----------
-    seen : Tensor, shape (C, V)
-        Of the voxels in it that have data; see `seen_of`.
-    place : Tensor, shape (V,)
-        Where they lie, in C order.
-    shape : tuple of int
-        Edges of the box, multiples of `NetworkShape.multiple`.
-    told : Tensor, shape (1, 8)
-        See `conditions`.
-    trained : TrainedPrior
+    features : Tensor, shape (1, C, X, Y, Z)
+        See `neighbourhood.network_input`.
+    brain : Tensor, shape (1, 1, X, Y, Z)
+        1 where there are data.
+    neighbourhood : Neighbourhood
     """
-    network, size = trained.network, len(trained.coordinates)
-    voxels, own = shape[0] * shape[1] * shape[2], seen[size + network.packed :]
-    volume = seen.new_zeros(len(own), voxels)
-    volume[:, place] = own
-    neighbourhood = Neighbourhood.within(volume.reshape(-1, *shape))
-    brain = seen.new_zeros(voxels)
-    brain[place] = 1
-    with torch.no_grad():
-        # channels last, as convolutions are fastest
-        features = seen.new_zeros(voxels, 3 * size + network.packed)
-        shown = torch.cat([seen[:size], neighbourhood.estimates(place), seen[size : size + network.packed]])
-        features[place] = shown.T
-        features = features.reshape(1, *shape, -1).permute(0, 4, 1, 2, 3)
-        raw = network(features, brain.reshape(1, 1, *shape), told)[0]
-    return raw.float().contiguous(), neighbourhood
+
+    features: Tensor
+    brain: Tensor
+    neighbourhood: Neighbourhood
+
+    @classmethod
+    def of(cls, seen: Tensor, place: Tensor, shape: tuple[int, int, int], unknowns: int) -> BoxView:
+        """From what is seen of the voxels in it that have data.
+
+        Parameters
+        ----------
+        seen : Tensor, shape (C, V)
+            See `seen_of`.
+        place : Tensor, shape (V,)
+            Where they lie, in C order.
+        shape : tuple of int
+            Edges of the box, multiples of `NetworkShape.multiple`.
+        unknowns : int
+            P of the model.
+        """
+        voxels, shown_alone = shape[0] * shape[1] * shape[2], unknowns + unknowns * (unknowns + 1) // 2
+        own = seen[shown_alone:]
+        volume = seen.new_zeros(len(own), voxels)
+        volume[:, place] = own
+        neighbourhood = Neighbourhood.within(volume.reshape(-1, *shape))
+        brain = seen.new_zeros(voxels)
+        brain[place] = 1
+        with torch.no_grad():
+            # channels last, as convolutions are fastest
+            features = seen.new_zeros(voxels, 2 * unknowns + shown_alone)
+            shown = [seen[:unknowns], neighbourhood.estimates(place), seen[unknowns:shown_alone]]
+            features[place] = torch.cat(shown).T
+            features = features.reshape(1, *shape, -1).permute(0, 4, 1, 2, 3)
+        return cls(features, brain.reshape(1, 1, *shape), neighbourhood)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Edges of the box, voxels."""
+        return tuple(self.brain.shape[2:])  # type: ignore[return-value]
+
+    def outlook(self, network: PriorNetwork, told: Tensor) -> Tensor:
+        """The network's raw output, shape (C, X, Y, Z), without derivatives; `told` as in `conditions`."""
+        with torch.no_grad():
+            return network(self.features, self.brain, told)[0].float().contiguous()

@@ -273,8 +273,13 @@ def turned(
     fields: NDArray[np.float32], voxel_sizes: NDArray[np.float64], order: NDArray[np.int_], signs: NDArray[np.int_]
 ) -> tuple[Tensor, NDArray[np.float64]]:
     """An anatomy, shape (13, X, Y, Z), with its axes in another order, some of them mirrored; and its voxel sizes."""
-    result = fields.transpose(0, *(1 + order))
-    result = result[(slice(None), *(slice(None, None, int(sign)) for sign in signs))].copy()
+    result = turned_volumes(fields, order, signs)
     for place in DIRECTIONS:
         result[place] = result[place][order] * signs[:, None, None, None]
     return torch.from_numpy(result), voxel_sizes[order]
+
+
+def turned_volumes(volumes: NDArray[Scalar], order: NDArray[np.int_], signs: NDArray[np.int_]) -> NDArray[Scalar]:
+    """Volumes, shape (C, X, Y, Z), with their axes in another order, some of them mirrored; a copy."""
+    mirrored = tuple(slice(None, None, int(sign)) for sign in signs)
+    return volumes.transpose(0, *(1 + order))[(slice(None), *mirrored)].copy()

@@ -12,9 +12,11 @@ from torch import Tensor
 from DiffusionFMLib.prior.coordinates import DEVIATION_SD, MD_SD, TYPICAL_MD
 from DiffusionFMLib.prior.information import concatenate
 from DiffusionFMLib.prior.kurtosis import mean_kurtosis
+from DiffusionFMLib.prior.left_out import student
 from DiffusionFMLib.prior.network import PriorNetwork
 from DiffusionFMLib.prior.posterior import Posterior, posterior
 from DiffusionFMLib.training.examples import Example
+from DiffusionFMLib.training.measured_scans import MeasuredExample
 from DiffusionFMLib.training.task import Losses
 
 SIGNAL_WEIGHT, LIKELIHOOD_WEIGHT, FA_WEIGHT = 4.0, 0.2, 0.5
@@ -24,6 +26,9 @@ MD_WEIGHT, KURTOSIS_WEIGHT = 1.0, 3.0
 
 TENSOR: Final = 7
 """Unknowns of a model without kurtosis."""
+
+MEASURED_WEIGHT: Final = 1.0
+"""Of volumes left out of real scans."""
 
 SMOOTHNESS: Final = 0.02
 """Errors below it are squared, larger ones absolute: in whitened coordinates."""
@@ -52,7 +57,7 @@ DETERMINED: Final = 6
 """With fewer directions no neighbour can tell a tensor either: a group of their own, ``few``."""
 
 
-def batch_input(examples: list[Example]) -> tuple[Tensor, Tensor, Tensor]:
+def batch_input(examples: Sequence[Example | MeasuredExample]) -> tuple[Tensor, Tensor, Tensor]:
     """Features, masks and conditions of examples of one shape, as the network takes them."""
     layout = torch.channels_last_3d
     return (
@@ -123,6 +128,43 @@ def losses(result: Posterior, examples: list[Example], rng: np.random.Generator)
         total,
         {name: float(value.detach()) for name, value in parts.items()},
         _watched(result.mean.detach(), ridge, truth, mask, examples),
+    )
+
+
+def add_measured(
+    simulated: Losses, network: PriorNetwork, raw: Tensor, examples: list[MeasuredExample], judged: Tensor
+) -> Losses:
+    """Losses of simulated examples, and of crops of real scans.
+
+    Parameters
+    ----------
+    simulated : Losses
+    network : PriorNetwork
+    raw : Tensor, shape (B, C, X, Y, Z)
+        Its output for the crops.
+    examples : list of MeasuredExample
+    judged : Tensor, shape (C,), bool
+        Channels that are learnt from them; see `judged_channels`.
+    """
+    learnt = judged[:, None, None, None]
+    misfits, watched, count = [], [0.0, 0.0], 0
+    for one, example in zip(raw.float(), examples, strict=True):
+        left_out = example.left_out
+        if not len(left_out.judged):
+            continue
+        inside = left_out.inside(torch.where(learnt, one, one.detach())).contiguous()
+        residuals = left_out.residuals(left_out.posterior_mean(network, inside))
+        misfits.append(student(residuals).mean())
+        for place, each in enumerate((residuals.detach(), left_out.residuals(left_out.ridge))):
+            watched[place] += float(student(each).sum())
+        count += residuals.numel()
+    if not misfits:
+        return simulated
+    misfit = torch.stack(misfits).mean()
+    return Losses(
+        simulated.total + MEASURED_WEIGHT * misfit,
+        {**simulated.parts, "measured": float(misfit.detach())},
+        {**simulated.squares, "measured_tissue": (watched[0], watched[1], count)},
     )
 
 

@@ -28,8 +28,9 @@ from DiffusionFMLib.encoder.shape import EncoderShape
 from DiffusionFMLib.encoder.transformer import DiffusionTransformer
 from DiffusionFMLib.errors import SettingsError
 from DiffusionFMLib.events import Report
+from DiffusionFMLib.training.kept_scans import kept_scans
 from DiffusionFMLib.training.settings import ENCODER, Preset, TrainSettings
-from DiffusionFMLib.training.signal_scans import signal_scans
+from DiffusionFMLib.training.signal_scans import SignalScan
 from DiffusionFMLib.training.slab_examples import SlabMaker
 from DiffusionFMLib.training.task import Losses, anatomies
 
@@ -113,7 +114,7 @@ class EncoderTask:
         """Make or read anatomies, and scans' signals; raises InputError if there are none in the folder of scans."""
         preset, scans = self._preset, self._settings.scans
         groups = anatomies(preset.brains, preset.phantoms, "", pool, report)
-        real = list(signal_scans(Path(scans), pool, report)) if scans else []
+        real = list(kept_scans(SignalScan, "signal", Path(scans), pool, report)) if scans else []
         dtype = torch.float32 if preset.precision.startswith("32") else torch.bfloat16
         self._maker = SlabMaker(groups, real, self._transformer.shape, preset.crop, dtype, device)
 

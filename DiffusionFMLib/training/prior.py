@@ -9,14 +9,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from DiffusionFMLib.errors import SettingsError
+from DiffusionFMLib.errors import InputError, SettingsError
 from DiffusionFMLib.events import Report
 from DiffusionFMLib.physics import MODELS, LogLinearModel
 from DiffusionFMLib.prior.coordinates import coordinates_of
+from DiffusionFMLib.prior.left_out import judged_channels
 from DiffusionFMLib.prior.network import NetworkShape, PriorNetwork
 from DiffusionFMLib.prior.weights import load_weights, save_weights
 from DiffusionFMLib.training.examples import ExampleMaker
-from DiffusionFMLib.training.losses import batch_input, losses, posterior_of
+from DiffusionFMLib.training.kept_scans import kept_scans
+from DiffusionFMLib.training.losses import add_measured, batch_input, losses, posterior_of
+from DiffusionFMLib.training.measured_scans import MeasuredMaker, MeasuredScan, can_spare
 from DiffusionFMLib.training.settings import PRESETS, TrainSettings
 from DiffusionFMLib.training.task import Losses, anatomies
 
@@ -41,8 +44,8 @@ class PriorTask:
     Raises
     ------
     SettingsError
-        If there is no prior for the model, its crops are of a size that the network cannot take, or the weights to
-        start from are of another network.
+        If there is no prior for the model, its crops are of a size that the network cannot take, the weights to start
+        from are of another network, or options do not go together.
     InputError
         If these weights cannot be read.
     """
@@ -59,6 +62,11 @@ class PriorTask:
         preset = self._preset
         self.batch, self.steps, self.precision = preset.batch, preset.steps, preset.precision
         self._coordinates = coordinates_of(model)
+        self._judged = judged_channels(self._coordinates.orders)
+        self._measured: MeasuredMaker | None = None
+        if settings.measured and (not settings.scans or settings.sampler):
+            msg = "--measured needs scans, and is not for samplers."
+            raise SettingsError(msg, "Name scans with --scans, or leave one of the two out.")
         torch.manual_seed(settings.seed)
         shape = NetworkShape(len(self._coordinates), preset.channels, preset.levels, preset.blocks)
         self._crop = settings.crop or preset.crop
@@ -71,10 +79,20 @@ class PriorTask:
         self.network: PriorNetwork = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def prepare(self, pool: Path, device: torch.device, report: Report) -> None:
-        """Make or read anatomies; raises InputError if there are no scans in the folder of scans."""
+        """Make or read anatomies and scans; raises InputError if there are no scans in the folder of scans."""
         preset, looks = self._preset, 1.0 if self._settings.sampler else LOOK_PROBABILITY
         groups = anatomies(preset.brains, preset.phantoms, self._settings.scans, pool, report)
-        self._maker = ExampleMaker(groups, self._model, self._coordinates, self._crop, preset.margin, looks, device)
+        size = self._crop, preset.margin
+        self._maker = ExampleMaker(groups, self._model, self._coordinates, *size, looks, device)
+        if self._settings.measured:
+            kept = kept_scans(MeasuredScan, "measured", Path(self._settings.scans), pool, report)
+            real = [scan for scan in kept if can_spare(scan, self._model)]
+            if not real:
+                msg = (
+                    f"No scan in {self._settings.scans} has enough volumes for {self._model.title}, and some to spare."
+                )
+                raise InputError(msg, "Choose other scans, or leave out --measured.")
+            self._measured = MeasuredMaker(real, self._model, self._coordinates, *size, device)
 
     def optimiser(self) -> torch.optim.Optimizer:
         """AdamW."""
@@ -91,8 +109,11 @@ class PriorTask:
     def losses(self, network: nn.Module, step: int, steps: int, rng: np.random.Generator) -> Losses:
         """Of new examples."""
         examples = [self._maker.draw(rng) for _ in range(self.batch)]
-        raw = network(*batch_input(examples))
-        return losses(posterior_of(self.network, raw, examples), examples, rng)
+        real = [self._measured.draw(rng) for _ in range(self.batch // 2)] if self._measured else []
+        raw = network(*batch_input([*examples, *real]))
+        simulated, measured = raw.split([len(examples), len(real)])
+        result = losses(posterior_of(self.network, simulated, examples), examples, rng)
+        return add_measured(result, self.network, measured, real, self._judged.to(raw.device)) if real else result
 
     def save(self, path: Path, network: nn.Module, facts: dict[str, Any]) -> None:
         """Write the prior's weights."""

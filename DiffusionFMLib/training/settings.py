@@ -64,7 +64,7 @@ ENCODER: Final = "encoder"
 """What stands in the place of a signal model where the encoder is trained; its presets, in `pretraining`, have the same
 names."""
 
-OWN_OPTIONS: Final = {"prior": ("sampler", "crop"), ENCODER: ("rotary",)}
+OWN_OPTIONS: Final = {"prior": ("sampler", "crop", "measured"), ENCODER: ("rotary",)}
 """That the other network does not have."""
 
 
@@ -97,6 +97,9 @@ class TrainSettings(Settings):
         "Scans whose anatomy (encoder: signal) is trained on beside the simulated: a BIDS dataset, or folders of "
         "NIfTI, bval and bvec.",
         path=True,
+    )
+    measured: bool = option(
+        False, "Learn from the scans' signals too: to predict volumes that were left out; of the prior only."
     )
     start: str = option("", "Weights to start from; random ones when not given.", path=True)
     steps: int = option(0, "Steps in all; the preset's when 0.", minimum=0, maximum=10_000_000)

@@ -1,8 +1,7 @@
-"""Signals of real scans to train on, cached so that a part is read without the rest."""
+"""Signals of real scans for the encoder to train on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +11,8 @@ from numpy.typing import NDArray
 from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.encoder.slabs import MAX_RATIO, Layout
 from DiffusionFMLib.errors import ProtocolError
-from DiffusionFMLib.events import Report
 from DiffusionFMLib.gradients import GradientTable
-from DiffusionFMLib.io.bids import BidsDataset
-from DiffusionFMLib.training.scan_anatomies import of_each_scan, read_scan, scan_name
+from DiffusionFMLib.training.kept_scans import save_signal
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,12 +54,8 @@ class SignalScan:
         return cls(np.ascontiguousarray(along), np.ascontiguousarray(layout.turned(inside)), gtab.subset(weighted))
 
     def save(self, path: Path) -> None:
-        """Write it as .npy, with the rest beside it; the signal last, so that what is there is whole."""
-        rest = path.with_suffix(".npz")
-        np.savez(rest, inside=self.inside, bvals=self.gtab.bvals, bvecs=self.gtab.bvecs)
-        temporary = path.with_name(f".{path.name}.part.npy")
-        np.save(temporary, self.signal)
-        temporary.replace(path)
+        """Write it; see `kept_scans`."""
+        save_signal(path, self.signal, inside=self.inside, bvals=self.gtab.bvals, bvecs=self.gtab.bvecs)
 
     @classmethod
     def load(cls, path: Path) -> SignalScan:
@@ -70,33 +63,3 @@ class SignalScan:
         with np.load(path.with_suffix(".npz")) as rest:
             gtab = GradientTable(rest["bvals"], rest["bvecs"])
             return cls(np.load(path, mmap_mode="r"), rest["inside"], gtab)
-
-
-def signal_scans(scans: Path, folder: Path, report: Report) -> Iterator[SignalScan]:
-    """All scans in a folder that there is a signal to train on in, from the cache or new.
-
-    Parameters
-    ----------
-    scans : Path
-        Searched as for anatomies, see `scan_anatomies`; maps without a scan are left out.
-    folder : Path
-        Where signals are kept between runs.
-    report : Report
-        Warned of scans that are left out.
-
-    Raises
-    ------
-    InputError
-        If there are none.
-    """
-    from DiffusionFMLib.preprocessing.masking import brain_mask
-
-    def read(path: Path, dataset: BidsDataset | None) -> SignalScan:
-        kept = folder / f"signal-{scan_name(path, scans)}.npy"
-        if not kept.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            acquisition = read_scan(path, dataset, report)
-            SignalScan.of(acquisition.with_mask(brain_mask(acquisition))).save(kept)
-        return SignalScan.load(kept)
-
-    return of_each_scan(scans, read, report, maps=False)
