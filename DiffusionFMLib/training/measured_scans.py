@@ -187,7 +187,7 @@ class MeasuredMaker:
 
 
 def can_spare(scan: MeasuredScan, model: LogLinearModel) -> bool:
-    """Whether volumes of a scan can be left out: no matter which, if it has few shells."""
+    """Whether a scan has volumes enough for a model, and some to leave out."""
     gtab = scan.gtab
     weighted = int((~gtab.b0_mask & ~gtab.trace_mask).sum())
     return weighted > FEWEST and _supported(model, gtab)
