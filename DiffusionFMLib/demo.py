@@ -107,8 +107,8 @@ def draw(artifacts: list[Artifact], path: Path, title: str) -> None:
         for column, name in enumerate(SHOWN):
             image = np.swapaxes(volumes[name][plane], 0, 1)
             vmin, vmax = maps[name].window or (0, 1)
-            colors = "inferno" if maps[name].colors == "inferno" else "gray"
             image = np.clip(image, 0, 1) if image.ndim == 3 else image
+            colors = maps[name].colors if image.ndim == 2 else None
             drawn = axes[row, column].imshow(image, origin="lower", cmap=colors, vmin=vmin, vmax=vmax, extent=extent)
             axes[0, column].set_title(maps[name].title, color="white")
             if row == len(axes) - 1 and image.ndim == 2:

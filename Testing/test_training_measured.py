@@ -19,6 +19,7 @@ from DiffusionFMLib.prior.coordinates import coordinates_of
 from DiffusionFMLib.prior.left_out import judged_channels
 from DiffusionFMLib.prior.network import NetworkShape, PriorNetwork
 from DiffusionFMLib.training.command import train
+from DiffusionFMLib.training.kept_scans import kept_scans
 from DiffusionFMLib.training.losses import MEASURED_WEIGHT, add_measured, batch_input
 from DiffusionFMLib.training.measured_scans import FEWEST, MOST_LEFT_OUT, MeasuredMaker, MeasuredScan, can_spare
 from DiffusionFMLib.training.prior import PriorTask
@@ -140,6 +141,22 @@ def test_scans_that_cannot_spare_volumes_are_told() -> None:
     few = scan(directions=4)
     with pytest.raises(ProtocolError, match="too few volumes to tell its noise"):
         MeasuredScan.of(few)
+
+
+def test_scans_are_kept_between_runs_and_made_again_by_another_version(tmp_path: Path, monkeypatch) -> None:
+    write_acquisition(scan(), tmp_path / "scans" / "dwi.nii.gz")
+
+    def kept() -> tuple[int, MeasuredScan]:
+        (one,) = kept_scans(MeasuredScan, "measured", tmp_path / "scans", tmp_path / "pool", SilentReport())
+        (file,) = (tmp_path / "pool").glob("*.npy")
+        return file.stat().st_mtime_ns, one
+
+    first, again = kept(), kept()
+    assert first[0] == again[0]
+    np.testing.assert_array_equal(first[1].signal, again[1].signal)
+    monkeypatch.setattr(MeasuredScan, "version", MeasuredScan.version + 1)
+    assert kept()[0] > first[0]
+    assert kept()[0] == kept()[0]
 
 
 def test_a_run_learns_from_scans(tmp_path: Path) -> None:

@@ -84,13 +84,14 @@ class Anatomy:
 def cached(folder: Path, name: str, make: Callable[[], Anatomy]) -> Anatomy:
     """The anatomy in `folder` of that name, made and kept there when there is none of this version."""
     path = folder / f"{name}.npz"
-    if not path.is_file() or _version(path) != VERSION:
+    if not path.is_file() or version_of(path) != VERSION:
         folder.mkdir(parents=True, exist_ok=True)
         make().save(path)
     return Anatomy.load(path)
 
 
-def _version(path: Path) -> int:
+def version_of(path: Path) -> int:
+    """Version that a file of arrays was made by."""
     with np.load(path) as stored:
         # the first wrote none
         return int(stored["version"]) if "version" in stored else 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +12,20 @@ from numpy.typing import NDArray
 from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.events import Report
 from DiffusionFMLib.io.bids import BidsDataset
+from DiffusionFMLib.training.anatomies import version_of
 from DiffusionFMLib.training.scan_anatomies import of_each_scan, read_scan, scan_name
 
 
 class Kept(Protocol):
-    """What can be made of a scan with a mask, and kept."""
+    """What can be made of a scan with a mask, and kept.
+
+    Attributes
+    ----------
+    version : int
+        Of how it is made: one more whenever the same scan would give another, so that kept ones are made again.
+    """
+
+    version: ClassVar[int]
 
     @classmethod
     def of(cls, acquisition: Acquisition) -> Kept:
@@ -58,7 +67,7 @@ def kept_scans(kind: type[K], name: str, scans: Path, folder: Path, report: Repo
 
     def read(path: Path, dataset: BidsDataset | None) -> K:
         kept = folder / f"{name}-{scan_name(path, scans)}.npy"
-        if not kept.is_file():
+        if not kept.is_file() or version_of(kept.with_suffix(".npz")) != kind.version:
             folder.mkdir(parents=True, exist_ok=True)
             acquisition = read_scan(path, dataset, report)
             kind.of(acquisition.with_mask(brain_mask(acquisition))).save(kept)
@@ -67,9 +76,10 @@ def kept_scans(kind: type[K], name: str, scans: Path, folder: Path, report: Repo
     return of_each_scan(scans, read, report, maps=False)
 
 
-def save_signal(path: Path, signal: NDArray[np.float16], **rest: Any) -> None:
+def save_signal(path: Path, signal: NDArray[np.float16], version: int, **rest: Any) -> None:
     """Write a signal as .npy, and the rest beside it as .npz; the signal last, so that what is there is whole."""
-    np.savez(path.with_suffix(".npz"), **rest)
+    path.unlink(missing_ok=True)
+    np.savez(path.with_suffix(".npz"), version=version, **rest)
     temporary = path.with_name(f".{path.name}.part.npy")
     np.save(temporary, signal)
     temporary.replace(path)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ class MeasuredScan:
     ----------
     signal : array, shape (N, X, Y, Z), float16
         Where typical tissue has S0 = 1; zero outside the brain.
-    sigma : array, shape (1, X, Y, Z), float16
+    sigma : array, shape (1, X, Y, Z), float32
         Noise level, in the same unit; zero outside the brain.
     gtab : GradientTable
         Directions in voxel axes.
@@ -54,8 +54,11 @@ class MeasuredScan:
         The noise level of the scan as a whole.
     """
 
+    version: ClassVar[int] = 1
+    """See `kept_scans.Kept`."""
+
     signal: NDArray[np.float16]
-    sigma: NDArray[np.float16]
+    sigma: NDArray[np.float32]
     gtab: GradientTable
     voxel_sizes: NDArray[np.float64]
     correlation: NDArray[np.float64]
@@ -68,15 +71,15 @@ class MeasuredScan:
         Raises
         ------
         ProtocolError
-            If it has no b0, or its noise cannot be told.
+            If it has no b0, or its noise cannot be told, or there is none.
         """
         from DiffusionFMLib.preprocessing.noise import estimate_noise
 
         mask = np.ones(acquisition.shape, bool) if acquisition.mask is None else acquisition.mask
         noise = estimate_noise(acquisition, mask)
-        if noise is None or not acquisition.gtab.b0_mask.any():
-            msg = f"{acquisition.name} has no b0, or too few volumes to tell its noise."
-            raise ProtocolError(msg, "Choose scans with more volumes.")
+        if noise is None or not noise.sigma > 0 or not acquisition.gtab.b0_mask.any():
+            msg = f"{acquisition.name} has no b0, no noise, or too few volumes to tell its noise."
+            raise ProtocolError(msg, "Choose measured scans with more volumes.")
         gtab = acquisition.gtab.rotated(image_rotation(acquisition.affine).T)
         inside = np.argwhere(mask)
         box = tuple(slice(int(a), int(b)) for a, b in zip(inside.min(0), inside.max(0) + 1, strict=True))
@@ -84,14 +87,14 @@ class MeasuredScan:
         signal = np.moveaxis(acquisition.signal[box] * mask[box][..., None] / scale, -1, 0)
         sigma = (np.maximum(noise.sigma_map, 0.1 * noise.sigma) * mask)[box][None] / scale
         return cls(
-            np.ascontiguousarray(signal, np.float16), sigma.astype(np.float16), gtab, acquisition.voxel_sizes,
+            np.ascontiguousarray(signal, np.float16), sigma.astype(np.float32), gtab, acquisition.voxel_sizes,
             np.array(noise.correlation), noise.sigma / scale,
         )  # fmt: skip
 
     def save(self, path: Path) -> None:
         """Write it; see `kept_scans`."""
         save_signal(
-            path, self.signal, sigma=self.sigma, bvals=self.gtab.bvals, bvecs=self.gtab.bvecs,
+            path, self.signal, self.version, sigma=self.sigma, bvals=self.gtab.bvals, bvecs=self.gtab.bvecs,
             voxel_sizes=self.voxel_sizes, correlation=self.correlation, noise=self.noise,
         )  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,9 @@ class SignalScan:
         Brain.
     gtab : GradientTable, T volumes
     """
+
+    version: ClassVar[int] = 1
+    """See `kept_scans.Kept`."""
 
     signal: NDArray[np.float16]
     inside: NDArray[np.bool_]
@@ -55,7 +59,7 @@ class SignalScan:
 
     def save(self, path: Path) -> None:
         """Write it; see `kept_scans`."""
-        save_signal(path, self.signal, inside=self.inside, bvals=self.gtab.bvals, bvecs=self.gtab.bvecs)
+        save_signal(path, self.signal, self.version, inside=self.inside, bvals=self.gtab.bvals, bvecs=self.gtab.bvecs)
 
     @classmethod
     def load(cls, path: Path) -> SignalScan:
