@@ -63,9 +63,10 @@ class Warned(Event):
 class Artifact(Event):
     """A finished file.
 
-    `role` is ``map``, ``tracts``, ``matrix``, ``sidecar`` or ``image``; `array` is a raw copy for the scene (``.npy``,
-    or ``.npz`` for tracts) when the request asked for one; `affine` is voxel to RAS for maps. `method` is what a map
-    was made with: beside those of the method that was asked for there may be others, to compare.
+    `role` is ``map``, ``tracts``, ``matrix``, ``sidecar``, ``image``, ``weights`` or ``checkpoint``; `array` is a raw
+    copy for the scene (``.npy``, or ``.npz`` for tracts) when the request asked for one; `affine` is voxel to RAS for
+    maps. `method` is what a map was made with: beside those of the method that was asked for there may be others, to
+    compare.
     """
 
     kind = "artifact"

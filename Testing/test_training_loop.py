@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from scipy.spatial.transform import Rotation
 from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.cli import DONE, USER, main
 from DiffusionFMLib.errors import DiffusionFMError, InputError, ProtocolError, SettingsError
-from DiffusionFMLib.events import SilentReport
+from DiffusionFMLib.events import Artifact, Cancelled, Event, Progress, SilentReport
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.io import digest_of
 from DiffusionFMLib.physics import DTI
@@ -27,7 +28,7 @@ from DiffusionFMLib.prior.posterior import Posterior
 from DiffusionFMLib.prior.weights import TrainedPrior, load_weights, save_weights
 from DiffusionFMLib.training import loop
 from DiffusionFMLib.training.anatomies import random_phantom
-from DiffusionFMLib.training.command import train
+from DiffusionFMLib.training.command import run_training, train
 from DiffusionFMLib.training.examples import Example, ExampleMaker
 from DiffusionFMLib.training.loop import CHECKPOINT, LOG
 from DiffusionFMLib.training.losses import batch_input, fa, losses, posterior_of
@@ -107,6 +108,27 @@ def test_a_run_in_pieces_gives_the_same_weights(pool: Path, tmp_path: Path, monk
     assert any(not torch.equal(whole[name], start[name]) for name in whole)
     for name in whole:
         torch.testing.assert_close(pieces[name], whole[name], rtol=0, atol=1e-6)
+
+
+def test_a_cancelled_run_is_kept_and_goes_on_from_there(pool: Path, tmp_path: Path) -> None:
+    def settings(name: str) -> TrainSettings:
+        return TrainSettings(
+            out=str(tmp_path / name), preset="tiny", anatomies=str(pool), device="cpu", steps=4, seed=5
+        )
+
+    cancelled, told = threading.Event(), []
+
+    def sink(event: Event) -> None:
+        told.append(event)
+        if isinstance(event, Progress) and event.stage == "Training":
+            cancelled.set()
+
+    assert isinstance(run_training(settings("pieces"), sink, cancelled), Cancelled)
+    assert [event.role for event in told if isinstance(event, Artifact)] == ["checkpoint"]
+    assert (tmp_path / "pieces" / CHECKPOINT).is_file()
+    weights = [load_weights(train(settings(name), SilentReport())).network.state_dict() for name in ("whole", "pieces")]
+    for whole, pieces in zip(*(each.values() for each in weights), strict=True):
+        torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-6)
 
 
 def test_the_average_forgets_the_start_and_smooths_the_end() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from DiffusionFMLib.errors import DiffusionFMError, SettingsError
+from DiffusionFMLib.errors import DiffusionFMError, JobCancelled, SettingsError
 from DiffusionFMLib.events import Report
 from DiffusionFMLib.io import digest_of
 from DiffusionFMLib.training.plot import PLOT, plot_log
@@ -115,7 +115,7 @@ class _Run:
         end = time.monotonic() + 60 * self.settings.minutes if self.settings.minutes else float("inf")
         saved, watch = time.monotonic(), _Watch(self.folder / LOG, self.task.compared_with)
         while self.step < self.steps and time.monotonic() < end:
-            report.progress(self.step, self.steps, "Training")
+            self._report(report)
             rate = self._one_step(watch)
             if self.fabric.global_rank == 0 and self.step % LOG_STEPS == 0:
                 watch.write(self.step, rate)
@@ -123,6 +123,16 @@ class _Run:
                 self.save()
                 saved = time.monotonic()
         self.save()
+
+    def _report(self, report: Report) -> None:
+        """Tell how far it is; a run that is cancelled here is kept as it is."""
+        try:
+            report.progress(self.step, self.steps, "Training")
+        except JobCancelled:
+            # other processes may not have been cancelled, and would be waited for
+            if self.fabric.world_size == 1:
+                self.save()
+            raise
 
     def save(self) -> None:
         """Write the checkpoint, under a temporary name first, and the log's plot."""
