@@ -340,9 +340,14 @@ def test_values_under_the_mouse(driver):
     driver.useFakeWorker("ok")
     driver.choose(addSmallScan())
     driver.apply()
-    slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLCrosshairNode").SetCursorPositionRAS((AFFINE @ [3, 4, 5, 1])[:3])
+    nothing = driver.ui.valueLabel.text
+    assert "values are told here" in nothing
+    cursor = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLCrosshairNode")
+    cursor.SetCursorPositionRAS((AFFINE @ [3, 4, 5, 1])[:3])
     signal = smallScan()[0][5, 4, 3]
     assert driver.ui.valueLabel.text.startswith(f"FA {signal[1]:.3g}   MD {signal[2]:.3g} 10⁻³ mm²/s")
+    cursor.SetCursorPositionRAS([900.0, 900.0, 900.0])
+    assert driver.ui.valueLabel.text == nothing
 
 
 def test_installing_is_asked_for_before_a_worker_starts(driver, monkeypatch):

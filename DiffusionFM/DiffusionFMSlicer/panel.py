@@ -37,8 +37,6 @@ _UI_SETTINGS = {
     "block": "blockBox", "head": "headBox", "follow": "followCheck",
 }  # fmt: skip
 
-NO_PLACE = "Values under the mouse are told here."
-
 
 class Panel:
     """Binds the widgets of the .ui file to parameters and runner; a `Listener`.
@@ -60,6 +58,7 @@ class Panel:
         self.runner = Runner(self, qt.QTimer.singleShot, **worker)
         self.lastError = ""
         self._resources = resources
+        self._nothingPointedAt = ui.valueLabel.text
         self._device = ""
         self._warning = ""
         self._updating = False
@@ -328,7 +327,7 @@ class Panel:
     def showValues(self) -> None:
         """Show the results' values under the mouse."""
         position = inspector.cursorPosition()
-        self.ui.valueLabel.text = inspector.describe(position) if position else NO_PLACE
+        self.ui.valueLabel.text = (inspector.describe(position) if position else "") or self._nothingPointedAt
 
     def _clearMessages(self) -> None:
         self.lastError = self._warning = ""
