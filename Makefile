@@ -76,6 +76,8 @@ evaluate: $(INSTALLED)
 	$(VENV_PYTHON) Testing/Evaluation/samples.py '$(SAMPLER)'
 	$(VENV_PYTHON) Testing/Evaluation/microstructure.py
 	$(VENV_PYTHON) Testing/Evaluation/kurtosis.py
+	$(VENV_PYTHON) Testing/Evaluation/tracts.py '$(WEIGHTS)' --picture build/figures/tracts.png
+	$(VENV_PYTHON) Testing/Evaluation/figures.py '$(WEIGHTS)' --out build/figures
 	$(VENV_PYTHON) Testing/Evaluation/reconstruction.py $(if $(ENCODER),'$(ENCODER)')
 	$(if $(ENCODER),$(VENV_PYTHON) Testing/Evaluation/overlays.py '$(ENCODER)')
 	$(if $(ENCODER),$(VENV_PYTHON) Testing/Evaluation/downstream.py '$(ENCODER)')

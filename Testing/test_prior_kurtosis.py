@@ -24,6 +24,7 @@ from DiffusionFMLib.prior import estimate
 from DiffusionFMLib.prior.coordinates import coordinates_of, quartic_harmonics, turning
 from DiffusionFMLib.prior.estimate import PriorEstimate
 from DiffusionFMLib.prior.fitting import fit
+from DiffusionFMLib.prior.kurtosis import mean_apparent_kurtosis, mean_kurtosis
 from DiffusionFMLib.prior.network import NetworkShape, PriorNetwork
 from DiffusionFMLib.prior.neurites import Neurites, many_directions
 from DiffusionFMLib.prior.readout import Readout
@@ -198,13 +199,22 @@ def test_kurtosis_of_neighbours_is_told(weights: Path, monkeypatch: pytest.Monke
 
     def scatter() -> tuple[float, float]:
         maps = fit(scan, DKI(), settings, SilentReport()).maps
-        return float(maps["mkt"].data.std()), float(np.median(maps["mkt_sd"].data))
+        return float(maps["mk"].data.std()), float(np.median(maps["mk_sd"].data))
 
     told = scatter()
     monkeypatch.setattr(estimate, "told_by_neighbours", lambda mean, covariance, mask: mean)
     untold = scatter()
     assert told[0] < 0.8 * untold[0]
     assert told[1] < 0.9 * untold[1]
+
+
+def test_mean_apparent_kurtosis_is_that_of_the_map() -> None:
+    u = 0.25 * torch.randn(22, 300, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    u[0], u[1:6] = 0, 2 * u[1:6]
+    exact = DKI().maps(coordinates_of(DKI()).theta(u).T)
+    assert float(exact["fa"].max()) > 0.4
+    torch.testing.assert_close(mean_apparent_kurtosis(u), exact["mk"], rtol=0.02, atol=0.01)
+    torch.testing.assert_close(mean_kurtosis(u), exact["mkt"], rtol=1e-9, atol=1e-9)
 
 
 def test_values_at_the_end_of_their_range_are_not_called_sure() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from DiffusionFMLib.prior.coordinates import KURTOSIS_SD, MD_SD, TYPICAL_KURTOSIS, TYPICAL_MD
-from DiffusionFMLib.prior.kurtosis import MAX_MD, SCATTER, SHARED, mean_kurtosis, told_by_neighbours
+from DiffusionFMLib.prior.kurtosis import MAX_MD, SCATTER, SHARED, mean_apparent_kurtosis, told_by_neighbours
 
 UNKNOWNS = 22
 SHAPE = (5, 4, 3)
@@ -48,9 +48,9 @@ def brute_force(u: Tensor, covariance: Tensor, mask: Tensor) -> tuple[Tensor, Te
     found, spread = u, covariance.clone()
     for _ in range(2):
         point = found.clone().requires_grad_()
-        w = mean_kurtosis(point)
-        (slope,) = torch.autograd.grad(w.sum(), point)
-        w = w.detach()
+        mk = mean_apparent_kurtosis(point)
+        (slope,) = torch.autograd.grad(mk.sum(), point)
+        mk = mk.detach()
         variance = torch.einsum("iv,ijv,jv->v", slope, covariance, slope)
         new = u.clone()
         for place, k in number.items():
@@ -64,10 +64,10 @@ def brute_force(u: Tensor, covariance: Tensor, mask: Tensor) -> tuple[Tensor, Te
             total = sum(weight for weight, _ in near)
             if total / (7 / 8) <= 0.05:
                 continue
-            mean, uncertain = (sum(weight * v[o] for weight, o in near) / total for v in (w, variance))
+            mean, uncertain = (sum(weight * v[o] for weight, o in near) / total for v in (mk, variance))
             known = 1 / (SCATTER**2 + SHARED * uncertain)
             precision = torch.linalg.inv(covariance[..., k])
-            told = mean - w[k] + slope[:, k] @ found[:, k]
+            told = mean - mk[k] + slope[:, k] @ found[:, k]
             joined = precision + known * torch.outer(slope[:, k], slope[:, k])
             new[:, k] = torch.linalg.solve(joined, precision @ u[:, k] + known * told * slope[:, k])
             spread[..., k] = torch.linalg.inv(joined)
@@ -124,7 +124,7 @@ def test_noise_goes_where_measurements_are_unsure_and_borders_stay_where_they_ar
     covariance = covariance[..., None].repeat(1, 1, len(noise))
     u = truth + direction[:, None] * noise
     found = told_by_neighbours(u, covariance, mask)
-    before, after = (mean_kurtosis(one) - w.reshape(-1) for one in (u, found))
+    before, after = (mean_apparent_kurtosis(one) - w.reshape(-1) for one in (u, found))
     if sure:
         assert float(after.square().mean()) < 1.1 * float(before.square().mean())
         assert float(after.reshape(shape)[5:7].mean((1, 2)).abs().max()) < 0.02

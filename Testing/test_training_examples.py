@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import convolve1d
 from scipy.spatial.transform import Rotation
 
 from DiffusionFMLib.acquisition import Acquisition
@@ -24,7 +25,14 @@ from DiffusionFMLib.simulation.anatomy import Fibres
 from DiffusionFMLib.training import anatomies
 from DiffusionFMLib.training.anatomies import DIRECTIONS, FIELDS, WEIGHTS, Anatomy, cached, random_phantom
 from DiffusionFMLib.training.cleaning import denoised, noise_of
-from DiffusionFMLib.training.examples import ExampleMaker, correlated_noise, noise_free_fit, turned
+from DiffusionFMLib.training.examples import (
+    ExampleMaker,
+    clean,
+    correlated_noise,
+    measured,
+    noise_free_fit,
+    turned,
+)
 from DiffusionFMLib.training.protocols import BVAL_RANGE, FAMILIES, SNR_RANGE, Protocol
 from DiffusionFMLib.training.rendering import Contents, Replacement, TissueProperties, draw_contents
 from DiffusionFMLib.training.scan_anatomies import scan_anatomies, tissue_of
@@ -166,6 +174,7 @@ def test_protocols_are_random_but_sound() -> None:
     assert np.mean(np.array(directions) <= 12) > 0.3
     assert np.mean([len(p.shells) > 2 for p in drawn]) > 0.15
     assert 0.3 < np.mean([p.correlation.max() == 0 for p in drawn]) < 0.5
+    assert 0.6 < np.mean([p.interpolated for p in drawn]) < 0.9
 
 
 def test_noise_has_the_correlation_asked_for() -> None:
@@ -175,6 +184,23 @@ def test_noise_has_the_correlation_asked_for() -> None:
     for axis, value in enumerate(wanted):
         product = (noise * noise.roll(1, axis + 1)).mean()
         assert float(product) == pytest.approx(value, abs=0.02)
+
+
+def test_interpolated_images_are_as_blurred_as_their_noise() -> None:
+    shape, correlation = (12, 11, 10), np.array([0.6, 0.3, 0.0])
+    there = contents(some_fields(int(np.prod(shape))))
+    bvals, bvecs = np.r_[0.0, 1000.0], np.array([[0, 0, 0], [0, 0.6, 0.8]])
+    sharp = Protocol(bvals, bvecs, 1e-9, correlation)
+    blurred = replace(sharp, interpolated=True)
+    found, expected = (clean(there, shape, p, bvals, bvecs).numpy() for p in (blurred, sharp))
+    for axis, value in enumerate(correlation[:2], 1):
+        # w : 1 : w makes white noise so
+        weight = (1 - np.sqrt(1 - 2 * value**2)) / (2 * value)
+        expected = convolve1d(expected, np.array([weight, 1, weight]) / (1 + 2 * weight), axis, mode="nearest")
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    noisy = measured(there, shape, blurred, np.random.default_rng(0))
+    # unsteady by some hundredths
+    np.testing.assert_allclose(noisy, found, rtol=0.2, atol=0.01)
 
 
 def test_truth_of_a_tensor_is_that_tensor() -> None:
@@ -198,9 +224,9 @@ def test_the_same_seed_gives_the_same_example(phantom: Anatomy) -> None:
 def test_some_examples_say_nothing_but_a_look(phantom: Anatomy) -> None:
     maker = ExampleMaker([[phantom]], DTI(), COORDINATES, 16, 2, 1.0, CPU)
     rng = np.random.default_rng(0)
-    drawn = [maker.draw(rng) for _ in range(12)]
+    drawn = [maker.draw(rng) for _ in range(24)]
     untold = [example for example in drawn if float(example.data.precision.abs().max()) < 1e-6]
-    assert 2 <= len(untold) <= 10
+    assert 8 <= len(untold) <= 22
     for example in untold:
         assert example.look is not None
         # the look and the unit Gaussian, and nothing else but what bounds of the signal leave

@@ -54,9 +54,10 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def examples() -> list[Example]:
-    maker = ExampleMaker([[random_phantom(0)]], DTI(), COORDINATES, 16, 2, 0.5, CPU)
+    """Two without a look at the truth, two with one."""
+    makers = [ExampleMaker([[random_phantom(0)]], DTI(), COORDINATES, 16, 2, looks, CPU) for looks in (0.0, 1.0)]
     rng = np.random.default_rng(3)
-    return [maker.draw(rng) for _ in range(4)]
+    return [maker.draw(rng) for maker in makers for _ in range(2)]
 
 
 def small_network(seed: int = 0) -> PriorNetwork:

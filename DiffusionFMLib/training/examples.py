@@ -149,7 +149,7 @@ class ExampleMaker:
         noisy = measured(contents, shape, protocol, rng).flatten(1)
         dense_bvals, dense_bvecs, counts = protocol.dense(DENSE_DIRECTIONS[self.model.name])
         dense = self._design(dense_bvals, dense_bvecs)
-        truth = noise_free_fit(contents.signal(dense_bvals / 1000, dense_bvecs), dense, counts)
+        truth = noise_free_fit(clean(contents, shape, protocol, dense_bvals, dense_bvecs).flatten(1), dense, counts)
 
         known_sigma = fields.new_tensor(protocol.sigma * np.exp(rng.normal(0, SIGMA_ERROR)))
         known_correlation = protocol.correlation + rng.normal(0, CORRELATION_ERROR, 3)
@@ -185,9 +185,28 @@ class ExampleMaker:
 
 def measured(contents: Contents, shape: tuple[int, int, int], protocol: Protocol, rng: np.random.Generator) -> Tensor:
     """Noisy signal of a crop, shape (N, X, Y, Z)."""
-    clean = contents.signal(protocol.bvals / 1000, protocol.bvecs)
-    unsteady = clean * (1 + rng.uniform(0, UNSTEADINESS) * normal(tuple(clean.shape), clean.device, rng))
-    return add_noise(unsteady.reshape(-1, *shape), protocol, rng)
+    signal = clean(contents, shape, protocol, protocol.bvals, protocol.bvecs)
+    unsteady = signal * (1 + rng.uniform(0, UNSTEADINESS) * normal(tuple(signal.shape), signal.device, rng))
+    return add_noise(unsteady, protocol, rng)
+
+
+def clean(
+    contents: Contents,
+    shape: tuple[int, int, int],
+    protocol: Protocol,
+    bvals: NDArray[np.float64],
+    bvecs: NDArray[np.float64],
+) -> Tensor:
+    """Noise-free signal of a crop in some volumes, shape (N, X, Y, Z), as blurred as the protocol's images are."""
+    signal = contents.signal(bvals / 1000, bvecs).reshape(-1, *shape)
+    for axis, value in enumerate(protocol.correlation if protocol.interpolated else (), 1):
+        if value > 0:
+            weight, rest = _neighbours_weight(value), signal.shape[axis] - 1
+            first, last = signal.narrow(axis, 0, 1), signal.narrow(axis, rest, 1)
+            before = torch.cat([first, signal.narrow(axis, 0, rest)], axis)
+            behind = torch.cat([signal.narrow(axis, 1, rest), last], axis)
+            signal = (signal + weight * (before + behind)) / (1 + 2 * weight)
+    return signal
 
 
 def noise_free_fit(signal: Tensor, design: WhitenedDesign, counts: NDArray[np.float64]) -> Tensor:
@@ -220,11 +239,16 @@ def correlated_noise(
     noise = normal(shape, device, rng)
     for axis, value in enumerate(correlation):
         if value > 0:
-            # weights a : 1 : a have the correlation 2 a / (1 + 2 a^2), which reaches 0.7
-            weight = float((1 - np.sqrt(1 - 2 * value**2)) / (2 * value))
+            weight = _neighbours_weight(value)
             beside = noise.roll(1, axis + 1) + noise.roll(-1, axis + 1)
             noise = torch.add(noise, beside, alpha=weight).div_((1 + 2 * weight**2) ** 0.5)
     return noise
+
+
+def _neighbours_weight(correlation: float) -> float:
+    """That of both neighbours beside a voxel's own of 1, which correlates white noise so."""
+    # weights a : 1 : a have the correlation 2 a / (1 + 2 a^2), which reaches 0.7
+    return float((1 - np.sqrt(1 - 2 * correlation**2)) / (2 * correlation)) if correlation > 0 else 0.0
 
 
 def normal(shape: tuple[int, ...], device: torch.device, rng: np.random.Generator) -> Tensor:

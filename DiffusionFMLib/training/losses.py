@@ -11,7 +11,7 @@ from torch import Tensor
 
 from DiffusionFMLib.prior.coordinates import DEVIATION_SD, MD_SD, TYPICAL_MD
 from DiffusionFMLib.prior.information import concatenate
-from DiffusionFMLib.prior.kurtosis import mean_kurtosis
+from DiffusionFMLib.prior.kurtosis import mean_apparent_kurtosis, mean_kurtosis
 from DiffusionFMLib.prior.left_out import student
 from DiffusionFMLib.prior.network import PriorNetwork
 from DiffusionFMLib.prior.posterior import Posterior, posterior
@@ -21,8 +21,8 @@ from DiffusionFMLib.training.task import Losses
 
 SIGNAL_WEIGHT, LIKELIHOOD_WEIGHT, FA_WEIGHT = 4.0, 0.2, 0.5
 
-MD_WEIGHT, KURTOSIS_WEIGHT = 1.0, 3.0
-"""Where there is kurtosis: its 15 components would drown both means."""
+MD_WEIGHT, KURTOSIS_WEIGHT = 1.0, 2.0
+"""Where there is kurtosis: its 15 components would drown its means, of the tensor and over directions, and MD."""
 
 TENSOR: Final = 7
 """Unknowns of a model without kurtosis."""
@@ -121,8 +121,10 @@ def losses(result: Posterior, examples: list[Example], rng: np.random.Generator)
     parts = {"parameters": parameters, "signals": signals, "likelihood": likelihood, "fa": anisotropy}
     if unknowns > TENSOR:
         parts["md"] = (weight * (result.mean[0] - truth[0]).abs()).sum()
-        parts["kurtosis"] = (weight * (mean_kurtosis(result.mean) - mean_kurtosis(truth)).abs()).sum()
-        total = total + MD_WEIGHT * parts["md"] + KURTOSIS_WEIGHT * parts["kurtosis"]
+        total = total + MD_WEIGHT * parts["md"]
+        for name, of in (("mkt", mean_kurtosis), ("mk", mean_apparent_kurtosis)):
+            parts[name] = (weight * (of(result.mean) - of(truth)).abs()).sum()
+            total = total + KURTOSIS_WEIGHT * parts[name]
     ridge = torch.cat([e.ridge for e in examples], 1)
     return Losses(
         total,

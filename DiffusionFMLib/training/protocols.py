@@ -22,6 +22,10 @@ MAX_CORRELATION: Final = 0.65
 WHITE_NOISE: Final = 0.4
 """Share of scans whose noise is uncorrelated."""
 
+INTERPOLATED: Final = 0.75
+"""Share of the others whose noise is correlated because the image was interpolated, which blurs the anatomy as much;
+where parallel imaging did it, anatomy stays sharp."""
+
 
 @dataclass(frozen=True)
 class Family:
@@ -63,12 +67,15 @@ class Protocol:
         Noise in each of the receiver's channels, where white matter has S0 = 1.
     correlation : array, shape (3,)
         Between the noise of neighbours along each axis.
+    interpolated : bool
+        Whether the anatomy is as blurred as the noise.
     """
 
     bvals: NDArray[np.float64]
     bvecs: NDArray[np.float64]
     sigma: float
     correlation: NDArray[np.float64]
+    interpolated: bool = False
 
     @property
     def shells(self) -> dict[float, int]:
@@ -97,6 +104,7 @@ class Protocol:
             np.concatenate(bvecs),
             float(np.exp(-rng.uniform(*np.log(SNR_RANGE)))),
             correlation,
+            bool(rng.random() < INTERPOLATED),
         )
 
     def dense(self, per_shell: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
