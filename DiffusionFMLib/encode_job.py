@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Container
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,7 @@ from DiffusionFMLib.jobfiles import (
     warn_of_voxels,
 )
 from DiffusionFMLib.maps import FitStatus, MapSpec, ParameterMap
-from DiffusionFMLib.overlays.kinds import FEATURES, ON_ATTENTION, OVERLAYS, wanted
+from DiffusionFMLib.overlays.kinds import ALL, FEATURES, ON_ATTENTION, OVERLAYS, wanted
 from DiffusionFMLib.reporting import JobReport
 from DiffusionFMLib.session import Session
 from DiffusionFMLib.settings import EncodeSettings, FitSettings
@@ -59,14 +61,18 @@ def encode(settings: EncodeSettings, report: JobReport, session: Session, arrays
     warn_of_voxels(acquisition, report)
     digest = digest_of(weights)
     # with little memory, surprise and attention rest on fewer directions
-    key = result_key(session.digest(report), settings, EncodeSettings, digest, f"{settings.memory_mib} MiB")
+    parts = digest, f"{settings.memory_mib} MiB"
+    # what has all overlays has those that are asked for
+    enough = [replace(settings, overlays=choice) for choice in dict.fromkeys((settings.overlays, ALL))]
+    by_key = {result_key(session.digest(report), each, EncodeSettings, *parts): each for each in enough}
     summary = out / f"{acquisition.name}_{FEATURES}_summary.json"
     result = {"name": acquisition.name, "out": str(out), "quality": quality.to_dict()}
-    if arrays is None and (kept := _finished(summary, key)) is not None:
+    if arrays is None and (kept := _finished(summary, by_key)) is not None:
         files = [*kept["files"], summary.name]
         return {**result, **kept, "files": files, "reused": files}
 
-    encoded = session.encoded(key)
+    key = next((each for each in by_key if session.encoded(each) is not None), next(iter(by_key)))
+    settings, encoded = by_key[key], session.encoded(key)
     if encoded is None:
         encoded = _encoded(session.prepare(settings, report), trained, settings, report, device)
         session.keep_encoded(key, encoded)
@@ -171,13 +177,14 @@ def _write_tokens(encoded: EncodedScan, ours: dict[str, Any], out: Path, stem: s
     return outputs.write_map(map, out / f"{stem}_{FEATURES}_tokens.nii.gz")
 
 
-def _finished(summary: Path, key: str) -> dict[str, Any] | None:
-    """What an earlier run with the same key left whole in the folder."""
+def _finished(summary: Path, keys: Container[str]) -> dict[str, Any] | None:
+    """What an earlier run with one of these keys left whole in the folder."""
     from DiffusionFMLib.io import outputs
 
     try:
         values = json.loads(summary.read_text(encoding="utf-8"))
-        if values["Provenance"]["key"] != key:
+        key = values["Provenance"]["key"]
+        if key not in keys:
             return None
         if not all(outputs.finished_map(summary.parent / name, key) for name in values["files"]):
             return None

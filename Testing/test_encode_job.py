@@ -133,6 +133,15 @@ def test_a_finished_folder_is_kept_and_a_damaged_file_made_again(scan, weights, 
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == first
 
 
+def test_all_overlays_are_enough_for_who_wants_the_standard_ones(scan, weights, tmp_path, capsys):
+    command = ["encode", str(scan), "--encoder", str(weights), "--out", str(tmp_path), "--device", "cpu", "--json"]
+    for choice, again in (("standard", False), ("all", False), ("standard", True), ("all", True)):
+        capsys.readouterr()
+        assert main([*command, "--overlays", choice]) == DONE
+        assert ("reused" in json.loads(capsys.readouterr().out)) == again
+    assert (tmp_path / "scan_attention_influence.nii.gz").is_file()
+
+
 def test_other_weights_are_another_result(scan, weights, tmp_path, capsys):
     command = ["encode", str(scan), "--out", str(tmp_path), "--device", "cpu", "--json", "--encoder"]
     assert main([*command, str(weights)]) == DONE
