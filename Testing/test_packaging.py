@@ -97,6 +97,18 @@ def test_one_version_everywhere() -> None:
     assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
+def test_links_in_documents_lead_somewhere() -> None:
+    documents = [*ROOT.glob("*.md"), *(ROOT / "DiffusionFMLib" / "Models").glob("*.md")]
+    links = [
+        (document, link)
+        for document in documents
+        for link in re.findall(r"\]\(([^)#\s]+)\)", document.read_text(encoding="utf-8"))
+        if "://" not in link
+    ]
+    assert len(links) > 5
+    assert [link for document, link in links if not (document.parent / link).is_file()] == []
+
+
 def test_extension_installs_what_the_library_needs() -> None:
     """Slicer brings numpy, scipy, SimpleITK, the PyTorch extension torch; rich is for terminals."""
     pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
