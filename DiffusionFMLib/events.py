@@ -174,6 +174,31 @@ class SilentReport:
         """See `Report`."""
 
 
+class NotingReport:
+    """A `Report` that also keeps the warnings that it passes on: they belong to a result, whenever it is asked for.
+
+    Parameters
+    ----------
+    whole : Report
+
+    Attributes
+    ----------
+    warnings : list of list of str
+        Code and message of each; plain JSON.
+    """
+
+    def __init__(self, whole: Report) -> None:
+        self._whole = whole
+        self.warnings: list[list[str]] = []
+        self.progress = whole.progress
+        self.check = whole.check
+
+    def warning(self, code: str, message: str) -> None:
+        """See `Report`."""
+        self.warnings.append([code, message])
+        self._whole.warning(code, message)
+
+
 class PartReport:
     """A `Report` of one of several equal parts of a stage, each of which counts from zero.
 

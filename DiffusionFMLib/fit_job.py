@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from DiffusionFMLib.errors import ProtocolError, SettingsError
-from DiffusionFMLib.events import SilentReport
+from DiffusionFMLib.events import NotingReport, SilentReport
 from DiffusionFMLib.jobfiles import (
     CHECK,
     FIT,
@@ -82,11 +82,10 @@ def fit(
     runs = [_run(replace(settings, method=beside), report, session, out)] if beside else []
     runs.append(_run(settings, report, session, out))
     asked = settings.standard_errors or settings.reweightings != FitSettings().reweightings
-    if not METHODS[settings.method].voxelwise and not beside and asked:
-        report.warning(
-            "unused",
-            "Standard errors and reweightings are the conventional fit's, for which there are too few directions.",
-        )
+    if not METHODS[settings.method].voxelwise and not beside:
+        reason = model.unsupported(acquisition.up_to(settings.max_bval).gtab)
+        unused = " Standard errors and reweightings were its, and are not used." if asked else ""
+        report.warning("alone", f"There is no conventional fit beside the prior's maps: {reason}{unused}")
 
     report.enter(WRITE)
     outputs.discard_stale(out)
@@ -167,9 +166,13 @@ def _run(settings: FitSettings, report: JobReport, session: Session, out: Path) 
     if fitted is None:
         prepared = session.prepare(settings, report).up_to(settings.max_bval)
         report.enter(FIT if method.voxelwise else PRIOR)
-        maps = _fitting(method)(prepared, model, settings, report).maps
-        ours = provenance(key, settings, FitSettings, session.quality(report).findings)
+        noting = NotingReport(report)
+        maps = _fitting(method)(prepared, model, settings, noting).maps
+        found = session.quality(report).findings
+        ours = {**provenance(key, settings, FitSettings, found), "warnings": noting.warnings}
         fitted = Fitted(settings, {n: replace(m, provenance={**m.provenance, **ours}) for n, m in maps.items()})
+    for code, message in next(iter(fitted.maps.values())).provenance.get("warnings", []):
+        report.warning(code, message)
     return _Run(settings, key, finished, fitted)
 
 

@@ -402,13 +402,26 @@ def test_few_directions_are_for_the_prior_alone(tmp_path, capsys):
     assert main(["fit", str(scan), "--out", str(tmp_path / "wls")]) == USER
     assert "Choose the method prior." in capsys.readouterr().err
     out = tmp_path / "prior"
-    assert (
-        main(["fit", str(scan), "--method", "prior", "--adaptation", "none", "--standard-errors", "--out", str(out)])
-        == 0
-    )
-    assert "Standard errors and reweightings are the conventional fit's" in capsys.readouterr().err
+    command = ["fit", str(scan), "--method", "prior", "--adaptation", "none", "--out", str(out)]
+    assert main([*command, "--standard-errors"]) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "There is no conventional fit beside the prior's maps: " in told
+    assert "5; a tensor needs 6" in told
+    assert "Standard errors and reweightings were its" in told
     assert len(list(out.glob("*_desc-prior*.nii.gz"))) == len(SPECS)
     assert not list(out.glob("*_desc-wls*"))
+
+
+def test_what_a_result_was_warned_of_it_is_warned_of_again(folder, tmp_path, capsys):
+    scan = write_small_scan(tmp_path / "scan", n_directions=6)
+    command = ["fit", str(scan), "--method", "prior", "--adaptation", "none", "--out", str(tmp_path / "out")]
+    for _ in range(2):
+        assert main(command) == 0
+        told = capsys.readouterr()
+        assert "standard deviations and disagreement are rough" in " ".join(told.err.split())
+    assert "kept from an earlier run" in told.out
+    sidecar = json.loads(next((tmp_path / "out").glob("*param-fa_desc-prior_*.json")).read_text())
+    assert "noise" in [code for code, _ in sidecar["Provenance"]["warnings"]]
 
 
 def test_tracts_follow_the_priors_directions(folder, tmp_path, capsys):

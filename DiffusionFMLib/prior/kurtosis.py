@@ -28,8 +28,8 @@ MAX_MD: Final = 1.6
 """Above it is fluid, um2/ms, where kurtosis means little: it neither gives nor takes."""
 
 SCATTER: Final = 0.1
-"""Standard deviation of a voxel's MK about its neighbours' mean; .03 without noise in simulated heads, whose borders are
-softer than real ones. That of W is .045, so that MK says more."""
+"""Standard deviation of a voxel's MK about its neighbours' mean; .03 without noise in simulated heads, whose borders
+are softer than real ones. That of W is .045, so that MK says more."""
 
 SHARED: Final = 0.3
 """Variance of the neighbours' mean over that of one of them; it would be .05 if their errors had nothing in common.

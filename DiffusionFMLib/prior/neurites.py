@@ -80,7 +80,8 @@ class Neurites:
             given, spread_of = kurtosis[:, part].double(), covariance[part].double()
             found = self._search(start[:, part].double(), _Target.by_signal(self._design, given, spread_of))
             _, information, _ = self._linearised(found, _Target.of(self._design, given, spread_of))
-            turned = unknowns_to_theta(found)
+            # of ln S0 and not of S0, as where S0 is 1
+            turned = unknowns_to_theta(torch.cat([found[:6], torch.zeros_like(found[6:])]))
             theta[:, part] = found.float()
             spread[part] = (turned @ covariance_of(information) @ turned.mT).float()
         return theta, spread
