@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.events import Report
 from DiffusionFMLib.gradient_check import GradientCheck, check_gradients
+from DiffusionFMLib.physics import DTI
 from DiffusionFMLib.physics.tensor_arrays import quadratic_form
 
 if TYPE_CHECKING:
@@ -216,7 +217,8 @@ def _protocol_findings(acquisition: Acquisition) -> list[tuple[int, str]]:
     if not gtab.b0_mask.any():
         found.append((2, "There is no b0 volume: S0 and diffusivities cannot be measured."))
     if gtab.n_directions < TENSOR_DIRECTIONS:
-        found.append((2, f"Distinct gradient directions: {gtab.n_directions}; a tensor needs {TENSOR_DIRECTIONS}."))
+        needed = f"a tensor needs {TENSOR_DIRECTIONS}, or {DTI.prior_directions} with the generative prior"
+        found.append((2, f"Distinct gradient directions: {gtab.n_directions}; {needed}."))
     elif gtab.n_directions < FEW_DIRECTIONS:
         found.append((1, f"There are only {gtab.n_directions} gradient directions: FA is noisy and biased upwards."))
     if gtab.trace_mask.any():

@@ -89,7 +89,7 @@ def test_each_factor_reaches_its_part_of_the_output() -> None:
     expected[35 + 27] = 7
     torch.testing.assert_close(changed, expected)
     # two of a gain, one of the contrast, and offsets; what is added to the precision costs nothing
-    assert float(adjustment.change()) == pytest.approx(4 + 1 + (49 + 81) / 4)
+    assert float(adjustment.change().detach()) == pytest.approx(4 + 1 + (49 + 81) / 4)
 
 
 def test_without_factors_directions_are_as_if_nothing_were_learnt() -> None:
