@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from DiffusionFMLib.errors import ProtocolError, SettingsError
 from DiffusionFMLib.events import NotingReport, SilentReport
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from DiffusionFMLib.acquisition import Acquisition
     from DiffusionFMLib.fitting import Fit
     from DiffusionFMLib.gradients import GradientTable
+
+PASSING: Final = frozenset({"gpu-memory"})
+"""Codes of warnings of how a fit went, which do not belong to what it gave."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,8 @@ def fit(
     if not METHODS[settings.method].voxelwise and not beside:
         reason = model.unsupported(acquisition.up_to(settings.max_bval).gtab)
         unused = " Standard errors and reweightings were its, and are not used." if asked else ""
-        report.warning("alone", f"There is no conventional fit beside the prior's maps: {reason}{unused}")
+        told = f"There is no conventional fit beside the prior's maps: {reason} Look at the map disagreement.{unused}"
+        report.warning("alone", told)
 
     report.enter(WRITE)
     outputs.discard_stale(out)
@@ -169,7 +173,10 @@ def _run(settings: FitSettings, report: JobReport, session: Session, out: Path) 
         noting = NotingReport(report)
         maps = _fitting(method)(prepared, model, settings, noting).maps
         found = session.quality(report).findings
-        ours = {**provenance(key, settings, FitSettings, found), "warnings": noting.warnings}
+        ours = {
+            **provenance(key, settings, FitSettings, found),
+            "warnings": [w for w in noting.warnings if w[0] not in PASSING],
+        }
         fitted = Fitted(settings, {n: replace(m, provenance={**m.provenance, **ours}) for n, m in maps.items()})
     for code, message in next(iter(fitted.maps.values())).provenance.get("warnings", []):
         report.warning(code, message)

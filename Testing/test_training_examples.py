@@ -27,10 +27,10 @@ from DiffusionFMLib.training.anatomies import DIRECTIONS, FIELDS, WEIGHTS, Anato
 from DiffusionFMLib.training.cleaning import denoised, noise_of
 from DiffusionFMLib.training.examples import (
     ExampleMaker,
-    clean,
     correlated_noise,
     measured,
     noise_free_fit,
+    noise_free_signal,
     turned,
 )
 from DiffusionFMLib.training.protocols import BVAL_RANGE, FAMILIES, SNR_RANGE, Protocol
@@ -192,7 +192,7 @@ def test_interpolated_images_are_as_blurred_as_their_noise() -> None:
     bvals, bvecs = np.r_[0.0, 1000.0], np.array([[0, 0, 0], [0, 0.6, 0.8]])
     sharp = Protocol(bvals, bvecs, 1e-9, correlation)
     blurred = replace(sharp, interpolated=True)
-    found, expected = (clean(there, shape, p, bvals, bvecs).numpy() for p in (blurred, sharp))
+    found, expected = (noise_free_signal(there, shape, p, bvals, bvecs).numpy() for p in (blurred, sharp))
     for axis, value in enumerate(correlation[:2], 1):
         # w : 1 : w makes white noise so
         weight = (1 - np.sqrt(1 - 2 * value**2)) / (2 * value)

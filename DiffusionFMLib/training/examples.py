@@ -149,7 +149,8 @@ class ExampleMaker:
         noisy = measured(contents, shape, protocol, rng).flatten(1)
         dense_bvals, dense_bvecs, counts = protocol.dense(DENSE_DIRECTIONS[self.model.name])
         dense = self._design(dense_bvals, dense_bvecs)
-        truth = noise_free_fit(clean(contents, shape, protocol, dense_bvals, dense_bvecs).flatten(1), dense, counts)
+        without_noise = noise_free_signal(contents, shape, protocol, dense_bvals, dense_bvecs).flatten(1)
+        truth = noise_free_fit(without_noise, dense, counts)
 
         known_sigma = fields.new_tensor(protocol.sigma * np.exp(rng.normal(0, SIGMA_ERROR)))
         known_correlation = protocol.correlation + rng.normal(0, CORRELATION_ERROR, 3)
@@ -185,12 +186,12 @@ class ExampleMaker:
 
 def measured(contents: Contents, shape: tuple[int, int, int], protocol: Protocol, rng: np.random.Generator) -> Tensor:
     """Noisy signal of a crop, shape (N, X, Y, Z)."""
-    signal = clean(contents, shape, protocol, protocol.bvals, protocol.bvecs)
+    signal = noise_free_signal(contents, shape, protocol, protocol.bvals, protocol.bvecs)
     unsteady = signal * (1 + rng.uniform(0, UNSTEADINESS) * normal(tuple(signal.shape), signal.device, rng))
     return add_noise(unsteady, protocol, rng)
 
 
-def clean(
+def noise_free_signal(
     contents: Contents,
     shape: tuple[int, int, int],
     protocol: Protocol,

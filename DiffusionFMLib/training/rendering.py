@@ -33,8 +33,8 @@ distribution, and where that is cut off. A real scan's ln S0 scatters by 0.10 ab
 its voxels by less than 0.035."""
 
 FREE_WATER: Final = (0.1, 0.2)
-"""Most that the signal of white and of grey matter has from water that is free: around vessels, and in folds too thin
-for the anatomy. It is what the kurtosis of grey matter is largely from."""
+"""Most, on average over a crop, of the signal of white and of grey matter without diffusion weighting that is from free
+water: around vessels, and in folds too thin for the anatomy."""
 
 MIN_FIBRES: Final = 0.02
 """A thinner population is not rendered."""
@@ -201,10 +201,9 @@ def draw_contents(fields: Tensor, voxel_sizes: NDArray[np.float64], rng: np.rand
 
 def _with_free_water(fields: Tensor, properties: TissueProperties, rng: np.random.Generator) -> Tensor:
     """A crop, shape (13, X, Y, Z), with some of its tissue replaced by fluid."""
-    most = rng.uniform(0, FREE_WATER).astype(np.float32) / properties.fluid_s0
-    lost = (1 + 0.4 * coarse_field(fields.shape[1:], 4, rng).to(fields)).clamp_min(0) * fields.new_tensor(
-        most[[0, 0, 1]]
-    ).reshape(3, 1, 1, 1)
+    white, grey = rng.uniform(0, FREE_WATER) / properties.fluid_s0
+    most = fields.new_tensor([white, white, grey])[:, None, None, None]
+    lost = most * (1 + 0.4 * coarse_field(fields.shape[1:], 4, rng).to(fields)).clamp_min(0)
     result = fields.clone()
     result[:3] *= 1 - lost
     result[3] += (lost * fields[:3]).sum(0)

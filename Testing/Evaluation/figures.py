@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from baselines import DENOISED_WLS, RIDGE, SMOOTHED, WLS, conventional, least_squares, maps
 from calibration import judged
+from methods import PRIOR, by_prior
 from nibabel.orientations import apply_orientation, io_orientation
 from numpy.typing import NDArray
 from prior import MIN_FA, REAL, SCANS, angle, well_conditioned
@@ -27,11 +28,9 @@ from simulated_scans import Head, Scan, brain, protocol
 from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.events import SilentReport
 from DiffusionFMLib.io import read_acquisition
-from DiffusionFMLib.physics import DTI
 from DiffusionFMLib.preprocessing.masking import brain_mask
 from DiffusionFMLib.preprocessing.noise import estimate_noise
-from DiffusionFMLib.prior.fitting import fit
-from DiffusionFMLib.settings import FitSettings, ScanSettings, SimulateSettings
+from DiffusionFMLib.settings import ScanSettings, SimulateSettings
 from DiffusionFMLib.simulation.scanner import simulate
 from DiffusionFMLib.simulation.tissue import WM_S0
 
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
-PRIOR = "prior"
 SHOWN = (WLS, DENOISED_WLS, SMOOTHED, PRIOR)
 
 DIRECTIONS = (3, 6, 9, 12, 20, 30, 45, 60)
@@ -59,12 +57,7 @@ def by_every_method(scan: Acquisition, sigma: NDArray, weights: Path) -> dict[st
         if name != RIDGE:
             made = maps(theta)
             found[name] = {"fa": made["fa"], "md": made["md"] * 1e3, "v1": made["v1"]}
-    settings = FitSettings(method="prior", weights=str(weights), device="cpu")
-    result = fit(scan, DTI(), settings, SilentReport())
-    own = {name: image.data[result.mask] for name, image in result.maps.items()}
-    for name in ("md", "md_sd"):
-        own[name] = own[name] * 1e3
-    return {**found, PRIOR: own}
+    return {**found, PRIOR: by_prior(scan, weights)}
 
 
 # --- acceleration ------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from baselines import SMOOTHED, WLS, conventional
+from methods import PRIOR, by_prior
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -25,14 +26,11 @@ from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.connectome import connect
 from DiffusionFMLib.events import SilentReport
 from DiffusionFMLib.io import LabelImage
-from DiffusionFMLib.physics import DTI
-from DiffusionFMLib.prior.fitting import fit
-from DiffusionFMLib.settings import FitSettings, SimulateSettings, TrackSettings
+from DiffusionFMLib.settings import SimulateSettings, TrackSettings
 from DiffusionFMLib.simulation.scanner import Simulated, simulate
 from DiffusionFMLib.simulation.tissue import WM_S0
 from DiffusionFMLib.tractography import Tracts, track
 
-PRIOR = "prior"
 METHODS = (WLS, SMOOTHED, PRIOR)
 
 SNR = 10.0
@@ -109,12 +107,12 @@ def tensors(simulated: Simulated, weights: Path) -> dict[str, NDArray[np.float32
     scan = simulated.acquisition
     sigma = np.full(int(scan.mask.sum()), WM_S0 / SNR)
     thetas = conventional(scan, scan.mask, sigma, denoise=False)
-    found = {}
+    inside = {PRIOR: by_prior(scan, weights)["tensor"]}
     for name in (WLS, SMOOTHED):
-        found[name] = np.zeros((*scan.shape, 6), np.float32)
-        found[name][scan.mask] = thetas[name][:6].T * 1e-3
-    settings = FitSettings(method="prior", weights=str(weights), device="cpu")
-    found[PRIOR] = fit(scan, DTI(), settings, SilentReport()).maps["tensor"].data
+        inside[name] = thetas[name][:6].T * 1e-3
+    found = {name: np.zeros((*scan.shape, 6), np.float32) for name in inside}
+    for name, values in inside.items():
+        found[name][scan.mask] = values
     return found
 
 
