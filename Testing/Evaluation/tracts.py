@@ -110,7 +110,7 @@ def tensors(simulated: Simulated, weights: Path) -> dict[str, NDArray[np.float32
     inside = {PRIOR: by_prior(scan, weights)["tensor"]}
     for name in (WLS, SMOOTHED):
         inside[name] = thetas[name][:6].T * 1e-3
-    found = {name: np.zeros((*scan.shape, 6), np.float32) for name in inside}
+    found = {name: np.zeros((*scan.shape, 6), np.float32) for name in METHODS}
     for name, values in inside.items():
         found[name][scan.mask] = values
     return found
