@@ -412,41 +412,6 @@ def test_few_directions_are_for_the_prior_alone(tmp_path, capsys):
     assert not list(out.glob("*_desc-wls*"))
 
 
-def test_what_a_result_was_warned_of_it_is_warned_of_again(folder, tmp_path, capsys):
-    scan = write_small_scan(tmp_path / "scan", n_directions=6)
-    command = ["fit", str(scan), "--method", "prior", "--adaptation", "none", "--out", str(tmp_path / "out")]
-    for _ in range(2):
-        assert main(command) == 0
-        told = capsys.readouterr()
-        assert "standard deviations and disagreement are rough" in " ".join(told.err.split())
-    assert "kept from an earlier run" in told.out
-    sidecar = json.loads(next((tmp_path / "out").glob("*param-fa_desc-prior_*.json")).read_text())
-    assert "noise" in [code for code, _ in sidecar["Provenance"]["warnings"]]
-
-
-def test_what_only_this_machine_met_is_not_told_again(folder, tmp_path, capsys, monkeypatch):
-    from DiffusionFMLib import fit_job
-
-    def fitting(method):
-        fit = real(method)
-
-        def told(scan, model, settings, report):
-            report.warning("gpu-memory", "This GPU was full.")
-            report.warning("noise", "This scan is noisy.")
-            return fit(scan, model, settings, report)
-
-        return told
-
-    real = fit_job._fitting
-    monkeypatch.setattr(fit_job, "_fitting", fitting)
-    command = ["fit", str(folder[0]), "--out", str(tmp_path)]
-    for full in (True, False):
-        assert main(command) == 0
-        told = capsys.readouterr().err
-        assert "This scan is noisy." in told
-        assert ("This GPU was full." in told) == full
-
-
 def test_tracts_follow_the_priors_directions(folder, tmp_path, capsys):
     arguments = [str(folder[0]), "--method", "prior", "--adaptation", "none", "--min-length", "5", "--json"]
     assert main(["track", *arguments, "--out", str(folder[1])]) == 0
