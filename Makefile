@@ -56,7 +56,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "It says nothing for some minutes; PIP_ARGS=-vv shows what it does."
 	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt --editable '.[viewer,test,fast]'
 	@echo "Compiling loops for this processor, once (half a minute)."
-	@$(VENV_PYTHON) -m DiffusionFMLib.fitting.fused
+	@$(VENV_PYTHON) -m DiffusionFMLib.fused
 	@touch $@
 
 demo: $(INSTALLED)

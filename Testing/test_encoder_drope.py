@@ -7,6 +7,7 @@ import pytest
 import torch
 from encoder_oracle import plain_attention, plain_distances, plain_frequencies, protocol
 
+from DiffusionFMLib import fused
 from DiffusionFMLib.encoder import attention
 from DiffusionFMLib.encoder.attention import rotary_attention, rotary_weights
 from DiffusionFMLib.encoder.drope import (
@@ -34,6 +35,18 @@ layouts = pytest.mark.parametrize("layout", LAYOUTS)
 def heads(count: int, dim: int = 32, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(count)
     return [torch.randn(5, 3, count, dim, generator=generator, dtype=torch.float64).to(dtype) for _ in range(3)]
+
+
+COMPILED = pytest.param("compiled", marks=pytest.mark.skipif(not fused.available(), reason="no numba"))
+
+
+@pytest.fixture(params=["products", COMPILED])
+def implementation(request, monkeypatch) -> None:
+    """Attention in single precision by either; in double precision there is one."""
+    monkeypatch.setattr(fused, "available", lambda: request.param == "compiled")
+
+
+by_either = pytest.mark.usefixtures("implementation")
 
 
 # --- distances -----------------------------------------------------------------------------------------------
@@ -117,6 +130,7 @@ def test_fewer_terms_would_not_do() -> None:
 # --- attention -----------------------------------------------------------------------------------------------
 
 
+@by_either
 @layouts
 @protocols
 @pytest.mark.parametrize("dim", [32, 128])
@@ -131,6 +145,7 @@ def test_attention_equals_the_plain_formula(counts: dict[float, int], layout: st
         assert float((found - expected).abs().max()) <= bound
 
 
+@by_either
 @layouts
 @protocols
 def test_gradients_equal_those_of_the_plain_formula(counts: dict[float, int], layout: str) -> None:
@@ -161,6 +176,7 @@ def test_gradcheck() -> None:
         assert torch.autograd.gradcheck(lambda q, k, v, mask=mask: rotary_attention(q, k, v, tables, mask), given)
 
 
+@by_either
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     gtab = protocol(PROTOCOLS["with b0"])
     tables = RotaryTables.of(volume_distances(gtab), 32, "paper")
@@ -193,26 +209,60 @@ def test_a_subset_has_the_tables_of_its_own_protocol() -> None:
     )
 
 
-def test_hidden_volumes_are_as_if_not_there() -> None:
+@by_either
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-13), (torch.float32, 2e-6)])
+def test_hidden_volumes_are_as_if_not_there(dtype: torch.dtype, bound: float) -> None:
     gtab = protocol({1000.0: 6})
-    given = heads(6)
-    tables = RotaryTables.of(volume_distances(gtab), 32, "paper", torch.float64)
+    given = heads(6, dtype=dtype)
+    tables = RotaryTables.of(volume_distances(gtab), 32, "paper", dtype)
     hidden = torch.zeros(5, 6, dtype=torch.bool)
     hidden[:, 4:] = True
-    found = rotary_attention(*given, tables, hidden)[:, :, :4]
+    hidden[3] = True
+    found = rotary_attention(*given, tables, hidden)
     without = rotary_attention(*(x[:, :, :4] for x in given), tables.subset(torch.arange(4)))
-    torch.testing.assert_close(found, without, rtol=0, atol=1e-13)
+    seen = torch.tensor([0, 1, 2, 4])
+    torch.testing.assert_close(found[seen, :, :4], without[seen], rtol=0, atol=bound)
+    # where nothing is seen, everything is alike
+    mean = given[2][3].mean(1, keepdim=True).expand(-1, 6, -1)
+    torch.testing.assert_close(found[3], mean, rtol=0, atol=bound)
 
 
-def test_weights_are_those_that_attention_uses() -> None:
+@by_either
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-13), (torch.float32, 2e-6)])
+def test_weights_are_those_that_attention_uses(dtype: torch.dtype, bound: float) -> None:
     gtab = protocol(PROTOCOLS["without b0"])
-    q, k, v = heads(len(gtab))
-    tables = RotaryTables.of(volume_distances(gtab), 32, "paper", torch.float64)
+    q, k, v = heads(len(gtab), dtype=dtype)
+    tables = RotaryTables.of(volume_distances(gtab), 32, "paper", dtype)
     weights = rotary_weights(q, k, tables)
     torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
-    torch.testing.assert_close(weights @ v, rotary_attention(q, k, v, tables))
+    torch.testing.assert_close(weights @ v, rotary_attention(q, k, v, tables), rtol=0, atol=bound)
 
 
+@by_either
+def test_large_scores_overflow_nowhere() -> None:
+    gtab = protocol(PROTOCOLS["with b0"])
+    q, k, v = heads(len(gtab), dtype=torch.float32)
+    distances = volume_distances(gtab)
+    found = rotary_attention(100 * q, 100 * k, v, RotaryTables.of(distances, 32, "paper"))
+    expected = plain_attention(*(x.double() for x in (100 * q, 100 * k, v)), distances, "paper")
+    # scores of 1e4 are known to 1e-3 in single precision
+    assert float((found - expected).abs().max()) < 0.02
+
+
+def test_the_compiled_loop_is_for_tables_that_fit_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "available", lambda: True)
+    distances = volume_distances(protocol(PROTOCOLS["with b0"]))
+    single, double = (RotaryTables.of(distances, 32, "paper", dtype) for dtype in (torch.float32, torch.float64))
+    assert single.plain_bytes == single.plain.nbytes
+    cpu = torch.device("cpu")
+    assert attention.is_compiled(single, cpu)
+    assert not attention.is_compiled(double, cpu)
+    assert not attention.is_compiled(single, torch.device("cuda"))
+    monkeypatch.setattr(attention, "PLAIN_BYTES", single.plain_bytes - 1)
+    assert not attention.is_compiled(single, cpu)
+
+
+@by_either
 def test_half_precision_is_computed_in_single() -> None:
     gtab = protocol(PROTOCOLS["with b0"])
     distances = volume_distances(gtab)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from DiffusionFMLib import fused
 from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.events import SilentReport
-from DiffusionFMLib.fitting import Fit, FitOptions, fit, fused
+from DiffusionFMLib.fitting import Fit, FitOptions, fit
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.maps import FitStatus
 from DiffusionFMLib.physics import DTI

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from DiffusionFMLib import fused
 from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.events import SilentReport
-from DiffusionFMLib.fitting import FitOptions, fit, fused
+from DiffusionFMLib.fitting import FitOptions, fit
 from DiffusionFMLib.fitting.noddi import NoddiPlan
 from DiffusionFMLib.fitting.noddi_signal import with_floor
 from DiffusionFMLib.maps import FitStatus

@@ -19,7 +19,7 @@ MAX_LINES = 450
 # From the ground up. A file may import from its own package and from the layers below its own; a new file or
 # package has to be given its place here.
 LAYERS = (
-    {"errors"},
+    {"errors", "fused"},
     {"events", "gradients", "stored_weights"},
     {"acquisition", "maps"},
     {"physics"},

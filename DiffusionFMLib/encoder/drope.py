@@ -9,8 +9,8 @@ all cosines and sines, as exactly as is asked for.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from math import ceil, cos, log, pi, sqrt
 from typing import Final
 
@@ -168,12 +168,16 @@ class RotaryTables:
         T_p of volumes i and j at [i, p, j], as products lie in memory.
     max_error : float
         See `RotaryExpansion`.
+    distances : array, shape (N, N)
+    layout : {"paper", "official"}
     """
 
     cos: Tensor
     sin: Tensor
     terms: Tensor
     max_error: float
+    distances: NDArray[np.float64]
+    layout: str
 
     @classmethod
     def of(
@@ -209,12 +213,30 @@ class RotaryTables:
 
         scale = 1 / sqrt(dim)
         terms = table(expansion.functions(distances).transpose(1, 0, 2))
-        return cls(table(expansion.cos * scale), table(expansion.sin * scale), terms, expansion.max_error)
+        pair = table(expansion.cos * scale), table(expansion.sin * scale)
+        return cls(*pair, terms, expansion.max_error, distances, layout)
 
     def __len__(self) -> int:
         return len(self.terms)
 
+    @property
+    def plain_bytes(self) -> int:
+        """Size of `plain`."""
+        return 2 * self.distances.size * self.cos.shape[1] * np.dtype(np.float32).itemsize
+
+    @cached_property
+    def plain(self) -> NDArray[np.float32]:
+        """What the formula as it stands needs, shape (N, N, 4, dim / 2): cosines, then sines, of each pair's halves.
+
+        They do not come from the expansion. The scores' factor is in them.
+        """
+        n, dim = len(self), self.cos.shape[1]
+        theta = frequencies(dim, self.layout).reshape(-1, 2).T.reshape(-1)
+        angles = np.multiply.outer(self.distances, theta).reshape(n, n, 2, dim // 2)
+        return (np.concatenate([np.cos(angles), np.sin(angles)], 2) / sqrt(dim)).astype(np.float32)
+
     def subset(self, volumes: Tensor) -> RotaryTables:
         """Tables of some of the volumes."""
+        chosen = volumes.cpu().numpy()
         terms = self.terms[volumes][:, :, volumes].contiguous()
-        return RotaryTables(self.cos, self.sin, terms, self.max_error)
+        return replace(self, terms=terms, distances=self.distances[np.ix_(chosen, chosen)])

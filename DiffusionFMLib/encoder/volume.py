@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from DiffusionFMLib.acquisition import Acquisition
-from DiffusionFMLib.encoder.attention import CPU_BYTES, CUDA_BYTES
+from DiffusionFMLib.encoder.attention import working_bytes
 from DiffusionFMLib.encoder.checkpoint import TrainedEncoder
 from DiffusionFMLib.encoder.embedding import EncoderProtocol
 from DiffusionFMLib.encoder.shape import EncoderShape
@@ -170,8 +170,7 @@ def _share(
     results = 4 * shape.hidden * patches * (volumes + 1 if options.per_volume else 1)
     # what is kept of a slab: signal, its copy in patches; tokens, while made or written; and the kernel's chunk
     voxels = int(np.prod(slabs.grid[:2])) * shape.slab * shape.patch_voxels
-    kernel = CPU_BYTES if device.type == "cpu" else CUDA_BYTES
-    slab = 4 * volumes * (3 * voxels + 4 * places * shape.hidden) + kernel
+    slab = 4 * volumes * (3 * voxels + 4 * places * shape.hidden) + working_bytes(protocol.tables, device)
     token = token_bytes(shape)
     least = max(volumes, places + 1)
     budget = (options.memory_mib << 20) - results

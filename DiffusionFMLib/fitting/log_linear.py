@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from DiffusionFMLib.fitting import fused
+from DiffusionFMLib import fused
 from DiffusionFMLib.fitting.cholesky import PackedSolver
 from DiffusionFMLib.fitting.constrained import ConstrainedLeastSquares, Constraints
 from DiffusionFMLib.fitting.contract import MAX_RESIDUAL, Estimator, FitOptions, Plan, Solution, Spread, covariance_of
@@ -166,7 +166,7 @@ class FusedTensorEstimator(LogLinearEstimator):
 
     def theta_and_maps(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Parameters, shape (7, V), and maps with the residual, shape (V,) or (C, V)."""
-        from DiffusionFMLib.fitting.fused import tensor as kernel
+        from DiffusionFMLib.fused import tensor as kernel
 
         design, signal = self.solver.problem.design, self.signal
         reweightings = self.settings.reweightings if self.settings.method == "wls" else 0

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.stats import chi2
 from torch import Tensor
 
-from DiffusionFMLib.fitting import fused
+from DiffusionFMLib import fused
 from DiffusionFMLib.fitting.contract import (
     MAX_RESIDUAL,
     Estimator,
@@ -221,7 +221,7 @@ class FusedEstimator(NoddiEstimator):
 
     def solve(self) -> Solution:
         """See `Estimator`."""
-        from DiffusionFMLib.fitting.fused import noddi as kernel
+        from DiffusionFMLib.fused import noddi as kernel
 
         voxels = self.signal.shape[1]
         theta = np.empty((len(NODDI.parameters), voxels), np.float32)
@@ -238,7 +238,7 @@ class FusedEstimator(NoddiEstimator):
 
 def compiled_protocol(protocol: Protocol) -> tuple[NDArray[Any], ...]:
     """What `fused.noddi.fit` needs to know of a protocol, in the order of its arguments."""
-    from DiffusionFMLib.fitting.fused.noddi import TERMS
+    from DiffusionFMLib.fused.noddi import TERMS
 
     order = torch.argsort(protocol.group, stable=True)
     series = shifted_legendre(protocol.l_max, TERMS) * protocol.sticks.double().numpy()[:, None, :]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from DiffusionFMLib.fitting.fused.blocks import BLOCK, FAST, HALF, ONE, TWO, ZERO, F, compiled, logarithm, solve
+from DiffusionFMLib.fused.blocks import BLOCK, FAST, HALF, ONE, TWO, ZERO, F, compiled, logarithm, solve
 
 UNKNOWNS = 6
 PAIRS = 21

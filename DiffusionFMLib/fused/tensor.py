@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numba import njit
 
-from DiffusionFMLib.fitting.fused.blocks import (
+from DiffusionFMLib.fused.blocks import (
     BLOCK,
     EPS,
     FAST,

@@ -1,6 +1,6 @@
-"""Estimators as one compiled loop over voxels, where numba is installed: several times faster on a CPU than torch.
+"""Estimators and attention as compiled loops, where numba is installed: several times faster on a CPU than torch.
 
-Each is called by the threads that share out the tiles, and uses none of its own.
+Each is called by the threads that share out tiles or slabs, and uses none of its own.
 """
 
 from __future__ import annotations
