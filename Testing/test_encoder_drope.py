@@ -182,7 +182,8 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     tables = RotaryTables.of(volume_distances(gtab), 32, "paper")
     given = heads(len(gtab), dtype=torch.float32)
     whole = rotary_attention(*given, tables)
-    monkeypatch.setattr(attention, "CPU_BYTES", 1)
+    for budget in ("CPU_BYTES", "LOOP_BYTES"):
+        monkeypatch.setattr(attention, budget, 1)
     torch.testing.assert_close(rotary_attention(*given, tables), whole, rtol=0, atol=1e-7)
 
 

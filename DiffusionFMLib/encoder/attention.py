@@ -27,6 +27,9 @@ CPU_BYTES: Final = 4 << 20
 CUDA_BYTES: Final = 256 << 20
 """On a GPU."""
 
+LOOP_BYTES: Final = 1 << 20
+"""Of a chunk for the compiled loop, which takes a few matrices at a time."""
+
 PLAIN_BYTES: Final = 24 << 20
 """Most that the tables of the plain formula may take: above, they leave the cache, and it is no faster."""
 
@@ -120,12 +123,13 @@ class _Workspace:
     q : Tensor, shape (G, H, N, d)
     numbers : int
         That a matrix takes, of one position and head.
+    budget : int
+        Bytes of a chunk.
     """
 
-    def __init__(self, tables: RotaryTables, q: Tensor, numbers: int) -> None:
+    def __init__(self, tables: RotaryTables, q: Tensor, numbers: int, budget: int) -> None:
         self.tables = tables
         self.positions, self.heads = q.shape[:2]
-        budget = CPU_BYTES if q.device.type == "cpu" else CUDA_BYTES
         each = numbers * self.heads * tables.terms.element_size()
         self.size = max(1, min(self.positions, budget // each))
 
@@ -139,7 +143,7 @@ class _Plain(_Workspace):
 
     def __init__(self, tables: RotaryTables, q: Tensor) -> None:
         n, d = q.shape[2:]
-        super().__init__(tables, q, n * (3 * d + n))
+        super().__init__(tables, q, n * (4 * d + n), LOOP_BYTES)
 
     def weights(self, q: Tensor, k: Tensor, hidden: Tensor | None) -> Tensor:
         """Attention, shape (c H, N, N), of matrices, shape (c H, N, d); hidden, shape (c, N), is not attended to."""
@@ -159,7 +163,7 @@ class _Products(_Workspace):
     def __init__(self, tables: RotaryTables, q: Tensor) -> None:
         n, d = q.shape[2:]
         p = len(tables.cos)
-        super().__init__(tables, q, p * n * (n + d))
+        super().__init__(tables, q, p * n * (n + d), CPU_BYTES if q.device.type == "cpu" else CUDA_BYTES)
         count = self.size * self.heads
         self.w = tables.terms.new_empty(count, p, n, d)
         self.products = tables.terms.new_empty(count, n, p, n)
@@ -210,8 +214,9 @@ def is_compiled(tables: RotaryTables, device: torch.device) -> bool:
 
 def working_bytes(tables: RotaryTables | None, device: torch.device) -> int:
     """Memory that attention takes beside what it is given and gives."""
-    chunk = CPU_BYTES if device.type == "cpu" else CUDA_BYTES
-    return chunk + (tables.plain_bytes if tables is not None and is_compiled(tables, device) else 0)
+    if tables is not None and is_compiled(tables, device):
+        return LOOP_BYTES + tables.plain_bytes
+    return CPU_BYTES if device.type == "cpu" else CUDA_BYTES
 
 
 def _workspace(tables: RotaryTables, q: Tensor) -> _Plain | _Products:

@@ -231,9 +231,12 @@ class RotaryTables:
         They do not come from the expansion. The scores' factor is in them.
         """
         n, dim = len(self), self.cos.shape[1]
-        theta = frequencies(dim, self.layout).reshape(-1, 2).T.reshape(-1)
-        angles = np.multiply.outer(self.distances, theta).reshape(n, n, 2, dim // 2)
-        return (np.concatenate([np.cos(angles), np.sin(angles)], 2) / sqrt(dim)).astype(np.float32)
+        theta = frequencies(dim, self.layout).reshape(-1, 2).T
+        tables = np.empty((n, n, 4, dim // 2), np.float32)
+        for distances, table in zip(self.distances, tables, strict=True):
+            angles = np.multiply.outer(distances, theta)
+            table[:, :2], table[:, 2:] = np.cos(angles) / sqrt(dim), np.sin(angles) / sqrt(dim)
+        return tables
 
     def subset(self, volumes: Tensor) -> RotaryTables:
         """Tables of some of the volumes."""
