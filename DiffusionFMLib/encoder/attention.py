@@ -28,7 +28,8 @@ CUDA_BYTES: Final = 256 << 20
 """On a GPU."""
 
 LOOP_BYTES: Final = 1 << 20
-"""Of a chunk for the compiled loop, which takes a few matrices at a time."""
+"""Least of a chunk for the compiled loop; half of its tables' size where that is more, so that reading them counts
+for little."""
 
 PLAIN_BYTES: Final = 24 << 20
 """Most that the tables of the plain formula may take: above, they leave the cache, and it is no faster."""
@@ -143,18 +144,18 @@ class _Plain(_Workspace):
 
     def __init__(self, tables: RotaryTables, q: Tensor) -> None:
         n, d = q.shape[2:]
-        super().__init__(tables, q, n * (4 * d + n), LOOP_BYTES)
+        super().__init__(tables, q, n * (6 * d + n), _loop_bytes(tables))
 
     def weights(self, q: Tensor, k: Tensor, hidden: Tensor | None) -> Tensor:
         """Attention, shape (c H, N, N), of matrices, shape (c H, N, d); hidden, shape (c, N), is not attended to."""
         from DiffusionFMLib.fused import rotary as kernel
 
-        n = q.shape[1]
-        out = q.new_empty(len(q), n, n)
+        m, n, _ = q.shape
+        out = q.new_empty(-(-m // kernel.AT_ONCE) * kernel.AT_ONCE, n, n)
         unseen = q.new_empty(len(q), 0, dtype=torch.bool) if hidden is None else hidden
         queries, keys, hides = (x.contiguous().numpy() for x in (q, k, unseen))
         kernel.weights(queries, keys, self.tables.plain, hides, self.heads, out.numpy())
-        return out
+        return out[:m]
 
 
 class _Products(_Workspace):
@@ -215,8 +216,12 @@ def is_compiled(tables: RotaryTables, device: torch.device) -> bool:
 def working_bytes(tables: RotaryTables | None, device: torch.device) -> int:
     """Memory that attention takes beside what it is given and gives."""
     if tables is not None and is_compiled(tables, device):
-        return LOOP_BYTES + tables.plain_bytes
+        return _loop_bytes(tables) + tables.plain_bytes
     return CPU_BYTES if device.type == "cpu" else CUDA_BYTES
+
+
+def _loop_bytes(tables: RotaryTables) -> int:
+    return max(LOOP_BYTES, tables.plain_bytes // 2)
 
 
 def _workspace(tables: RotaryTables, q: Tensor) -> _Plain | _Products:

@@ -18,6 +18,9 @@ from DiffusionFMLib.fused.blocks import BLOCK, FAST, ONE, ZERO, F, exponential
 AT_ONCE = 4
 """Matrices for which an entry of the tables is read once."""
 
+SIDE = 16
+"""Volumes by volumes whose tables stay in the cache for all matrices."""
+
 HIDDEN = F(-1e30)
 """Score of what is not attended to: finite, so that a row without anything else makes no NaN."""
 
@@ -37,10 +40,10 @@ def in_halves(pairs, halves):
 
 
 @summing
-def scores(q, k, tables, out):
-    """Scores (4, N, N) of matrices in halves (4, 2, N, d / 2)."""
-    for i in range(q.shape[2]):
-        for j in range(q.shape[2]):
+def scores(q, k, tables, first, second, out):
+    """Scores (4, N, N) of matrices in halves (4, 2, N, d / 2): those of some volumes from two places on."""
+    for i in range(first, min(first + SIDE, q.shape[2])):
+        for j in range(second, min(second + SIDE, q.shape[2])):
             a, b, c, d = ZERO, ZERO, ZERO, ZERO
             for e in range(q.shape[3]):
                 cx, cy, sx, sy = tables[i, j, 0, e], tables[i, j, 1, e], tables[i, j, 2, e], tables[i, j, 3, e]
@@ -56,8 +59,9 @@ def scores(q, k, tables, out):
 
 
 @summing
-def below_largest(rows, hidden):
-    """Scores (N, N) less the largest of each row, after those of hidden volumes (N,) or () lost their weight."""
+def softmax(rows, hidden, block, bits):
+    """Scores (N, N) become what they weigh, in place; those of hidden volumes, (N,) or (0,), nothing."""
+    flat = rows.reshape(-1)
     for i in range(len(rows)):
         for j in range(len(hidden)):
             if hidden[j]:
@@ -67,18 +71,20 @@ def below_largest(rows, hidden):
             largest = max(largest, rows[i, j])
         for j in range(len(rows)):
             rows[i, j] -= largest
-
-
-@summing
-def shares(rows, out):
-    """Rows (N, N) that sum to 1."""
+    for first in range(0, len(flat), BLOCK):
+        width = min(BLOCK, len(flat) - first)
+        for v in range(width):
+            block[0, v] = flat[first + v]
+        exponential(block, 0, bits)
+        for v in range(width):
+            flat[first + v] = block[0, v]
     for i in range(len(rows)):
         total = ZERO
         for j in range(len(rows)):
             total += rows[i, j]
         factor = ONE / total
         for j in range(len(rows)):
-            out[i, j] = rows[i, j] * factor
+            rows[i, j] *= factor
 
 
 @njit(
@@ -89,23 +95,20 @@ def weights(q, k, tables, hidden, heads, out):
     """Softmax of scores.
 
     q, k (M, N, d): matrices of each position's heads; tables (N, N, 4, d / 2): see `RotaryTables.plain`; hidden
-    (positions, N), or (positions, 0) where nothing is: volumes that are not attended to; out (M, N, N).
+    (positions, N), or (positions, 0) where nothing is: volumes that are not attended to; out (M, N, N), with room for
+    M rounded up to `AT_ONCE`.
     """
     count, n, d = q.shape
-    halves = np.empty((2, AT_ONCE, 2, n, d // 2), np.float32)
-    blocks = np.zeros((-(-AT_ONCE * n * n // BLOCK), BLOCK), np.float32)
-    rows = blocks.reshape(-1)[: AT_ONCE * n * n].reshape(AT_ONCE, n, n)
-    bits = np.empty(BLOCK, np.int32)
-    for first in range(0, count, AT_ONCE):
-        for p in range(AT_ONCE):
-            # past the last, the last again
-            m = min(first + p, count - 1)
-            in_halves(q[m], halves[0, p])
-            in_halves(k[m], halves[1, p])
-        scores(halves[0], halves[1], tables, rows)
-        for p in range(AT_ONCE):
-            below_largest(rows[p], hidden[min(first + p, count - 1) // heads])
-        for row in range(len(blocks)):
-            exponential(blocks, row, bits)
-        for p in range(min(AT_ONCE, count - first)):
-            shares(rows[p], out[first + p])
+    queries, keys = np.empty((len(out), 2, n, d // 2), F), np.empty((len(out), 2, n, d // 2), F)
+    block, bits = np.zeros((1, BLOCK), F), np.empty(BLOCK, np.int32)
+    for m in range(len(out)):
+        # past the last, the last again
+        in_halves(q[min(m, count - 1)], queries[m])
+        in_halves(k[min(m, count - 1)], keys[m])
+    for i in range(0, n, SIDE):
+        for j in range(0, n, SIDE):
+            for m in range(0, len(out), AT_ONCE):
+                part = slice(m, m + AT_ONCE)
+                scores(queries[part], keys[part], tables, i, j, out[part])
+    for m in range(count):
+        softmax(out[m], hidden[m // heads], block, bits)

@@ -15,6 +15,8 @@ busy
     Ours while another process keeps a core busy.
 drope
     Time and memory of the encoder's attention over directions, ours and the plain formula's.
+kernels
+    Time of the ways to compute that attention on a CPU: compiled loop, products of matrices, torch.compile.
 encoding
     Time and memory of a whole scan through the encoder, and of a viewer's questions about places.
 machine, roofline
@@ -40,6 +42,7 @@ import dki
 import drope
 import dti
 import encoding
+import kernels
 import machine
 import memory
 import noddi
@@ -72,6 +75,7 @@ def main() -> None:
         "scaling": (scaling.rows, scaling.show),
         "busy": (busy.rows, busy.show),
         "drope": (drope.rows, drope.show),
+        "kernels": (kernels.rows, kernels.show),
         "encoding": (encoding.rows, encoding.show),
         "machine": (machine.all_measured, machine.show),
         "roofline": (roofline.rows, roofline.show),
