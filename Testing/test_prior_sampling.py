@@ -15,19 +15,19 @@ from DiffusionFMLib.physics.tensor_arrays import spread_directions
 from DiffusionFMLib.preprocessing.noise import NoiseEstimate
 from DiffusionFMLib.prior.coordinates import coordinates_of
 from DiffusionFMLib.prior.estimate import MARGIN, ScanPosterior
-from DiffusionFMLib.prior.information import LOOK_LEVELS
+from DiffusionFMLib.prior.information import LOOK_LEVELS, front_end
 from DiffusionFMLib.prior.neighbourhood import Neighbourhood
 from DiffusionFMLib.prior.network import START_LOG_PRECISION, NetworkShape, PriorNetwork
-from DiffusionFMLib.prior.sampling import STRUCTURE, sample, smooth_noise
+from DiffusionFMLib.prior.sampling import COARSE, STRUCTURE, sample, smooth_noise, structure
 from DiffusionFMLib.prior.systems import unpack
 from DiffusionFMLib.prior.weights import TrainedPrior
 
 SHAPE = (16, 16, 16)
 
-WIDTH, FIELD_SD = 2.0, 0.6
+WIDTH = 2.0
 
-VOXEL = 5.0
-"""In mm: where heads are as alike as that field is."""
+VOXEL = COARSE
+"""So that both grids are the same, which the known field is made for."""
 
 DEAF = 1e9
 """Noise that leaves the measurements nothing to say."""
@@ -54,7 +54,7 @@ class SmoothField(PriorNetwork):
         offset = torch.fft.fftfreq(SHAPE[0]) * SHAPE[0]
         distance = torch.stack(torch.meshgrid(offset, offset, offset, indexing="ij")).square().sum(0).sqrt()
         power = torch.fft.fftn((-distance / WIDTH).exp()).real.clamp_min(0)
-        return FIELD_SD**2 * power / power.mean()
+        return power / power.mean()
 
     def forward(self, features: Tensor, mask: Tensor, conditions: Tensor) -> Tensor:
         variance = (LOOK_LEVELS[1] * (-2 * conditions[0, -1]).exp()) ** 2
@@ -92,7 +92,7 @@ def scan() -> ScanPosterior:
 
 def test_samples_have_the_mean_and_covariance_of_a_known_posterior(scan: ScanPosterior) -> None:
     ((_, _, exact),) = scan.given(None, SilentReport())
-    drawn = sample(scan, 1, SilentReport(), levels=8)
+    drawn = sample(scan, 1, SilentReport())
     sd = exact.covariance()[[0, 7, 13, 18, 22, 25, 27], 0].sqrt()
     assert 0.05 < float(sd.min())
     off = (drawn.mean(1) - exact.mean[:, 0]) / sd
@@ -122,6 +122,26 @@ def test_noise_that_samples_start_from_is_normal_and_as_smooth_as_heads(scan: Sc
     likeness = float((noise * noise.roll(step, 1)).mean())
     # a Gaussian filter of width w leaves exp(-d^2 / 4 w^2) of a voxel's likeness to itself
     assert likeness == pytest.approx(np.exp(-((step * VOXEL) ** 2) / (4 * STRUCTURE**2)), abs=0.08)
+
+
+def test_structures_are_made_in_coarse_voxels_of_the_same_space_without_the_data(scan: ScanPosterior) -> None:
+    coarse = scan.told_nothing(np.ones((31, 11, 1), bool))
+    np.testing.assert_allclose(coarse.voxel_sizes, [VOXEL / 2, VOXEL * 1.5, VOXEL])
+    np.testing.assert_allclose(coarse.told()[0, :3], 2 * np.log(coarse.voxel_sizes / 2), rtol=1e-5)
+    torch.testing.assert_close(coarse.told()[0, 3:], scan.told()[0, 3:])
+    _, data = front_end(coarse.measured(slice(None)))
+    assert len(coarse) == 31 * 11
+    assert float(data.precision.abs().max()) < 1e-6
+    assert len(scan) == np.prod(SHAPE)
+
+
+def test_structures_vary_within_what_is_seen_of_a_head() -> None:
+    fine = posterior_of(SameEverywhere(NetworkShape()), DEAF, (9, 8, 1))
+    fine.mask[0] = False
+    fine = fine.told_nothing(fine.mask)
+    drawn = structure(fine, torch.Generator().manual_seed(0), SilentReport(), levels=4)
+    assert drawn.shape == (7, 64)
+    assert float(drawn.std(1).min()) > 0.05
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 1, 2)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,7 +21,7 @@ from DiffusionFMLib.physics import DKI
 from DiffusionFMLib.preprocessing.noise import NoiseEstimate
 from DiffusionFMLib.prior.coordinates import WhitenedDesign, turning
 from DiffusionFMLib.prior.disagreement import distance
-from DiffusionFMLib.prior.information import FrontEnd, Information, Look, Measurements, front_end
+from DiffusionFMLib.prior.information import SAYS_NOTHING, FrontEnd, Information, Look, Measurements, front_end
 from DiffusionFMLib.prior.kurtosis import told_by_neighbours
 from DiffusionFMLib.prior.neighbourhood import B0_ROWS, Neighbourhood, rows_of
 from DiffusionFMLib.prior.network import PriorNetwork, conditions
@@ -119,12 +120,27 @@ class ScanPosterior:
     def __len__(self) -> int:
         return len(self._signal)
 
+    def told_nothing(self, mask: NDArray[np.bool_]) -> ScanPosterior:
+        """The posterior of the same space without the data, with the voxels of another grid, which has its corners."""
+        spans = (np.array(self.mask.shape) - 1) * self.voxel_sizes / np.maximum(np.array(mask.shape) - 1, 1)
+        sizes = np.where(np.array(mask.shape) > 1, spans, self.voxel_sizes)
+        nothing = copy(self)
+        nothing.mask, nothing.voxel_sizes = mask, sizes
+        nothing._signal = np.full((int(mask.sum()), self.volumes), TYPICAL_S0 * self._scale, np.float32)
+        nothing._sigma = np.full(len(nothing), SAYS_NOTHING, np.float32)
+        nothing._described = (sizes, *self._described[1:])
+        return nothing
+
     def told(self, look: float = math.inf) -> Tensor:
         """What the network is told of the scan, and of the noise of a look at the answer; see `conditions`."""
         edges, correlation, sigma, level = (
             torch.tensor(part, dtype=torch.float32, device=self.device)[None] for part in (*self._described, look)
         )
         return conditions(edges, correlation, sigma, level)
+
+    def chunks(self) -> list[slice]:
+        """Voxels that systems are solved for at once."""
+        return [slice(start, min(start + CHUNK, len(self))) for start in range(0, len(self), CHUNK)]
 
     def given(self, look: Look | None, report: Report) -> Iterator[tuple[slice, FrontEnd, Posterior]]:
         """Posterior of one part of the voxels after another, with what the network was shown of them.
@@ -135,15 +151,14 @@ class ScanPosterior:
             At all V voxels.
         report : Report
         """
-        chunks = [slice(start, min(start + CHUNK, len(self))) for start in range(0, len(self), CHUNK)]
         seen = torch.empty(rows_seen(len(self.trained.coordinates)), len(self), device=self.device)
-        for chunk in chunks:
+        for chunk in self.chunks():
             report.check()
             part = None if look is None else look.part(chunk)
             front, data = front_end(self.measured(chunk), part)
             seen[:, chunk] = seen_of(front, data if part is None else data + part)
         mean, triangle = self._learned(seen, self.told() if look is None else self.told(look.level))
-        for chunk in chunks:
+        for chunk in self.chunks():
             report.check()
             measurements, part = self.measured(chunk), None if look is None else look.part(chunk)
             front, data = front_end(measurements, part)

@@ -33,6 +33,9 @@ LOG_RANGE: Final = (-6.0, 7.0)
 MODEL_ERROR: Final = 0.02
 """No model fits signals to better than this fraction of them: noise below it gives no more weight."""
 
+SAYS_NOTHING: Final = 1e6
+"""Noise level, where typical tissue has S0 = 1, that leaves measurements without information."""
+
 LOOK_LEVELS: Final = (0.05, 10.0)
 """Range of the standard deviation of noisy looks at the answer, in whitened coordinates: from next to none to so much
 that only means over whole structures can be told."""

@@ -14,7 +14,15 @@ from torch import Tensor
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.physics import LogLinearModel
 from DiffusionFMLib.prior.coordinates import Coordinates, WhitenedDesign
-from DiffusionFMLib.prior.information import LOOK_LEVELS, Information, Look, Measurements, front_end, look_at
+from DiffusionFMLib.prior.information import (
+    LOOK_LEVELS,
+    SAYS_NOTHING,
+    Information,
+    Look,
+    Measurements,
+    front_end,
+    look_at,
+)
 from DiffusionFMLib.prior.neighbourhood import Neighbourhood, network_input
 from DiffusionFMLib.prior.network import conditions
 from DiffusionFMLib.prior.systems import add_diagonal, solve
@@ -40,7 +48,6 @@ UNSTEADINESS: Final = 0.03
 """Pulsation, drift and movement scatter signals by up to this fraction of them."""
 
 UNTOLD_PROBABILITY: Final = 2 / 3
-UNTOLD_SIGMA: Final = 1e6
 """Share of the examples with a look whose measurements say nothing, by the noise that they are then said to have: what
 the prior is to make up by itself."""
 
@@ -158,7 +165,7 @@ class ExampleMaker:
         untold = looked and rng.random() < UNTOLD_PROBABILITY
         look = draw_look(truth, UNTOLD_LEVELS if untold else LOOK_LEVELS, rng) if looked else None
         measurements = Measurements(
-            noisy, design, torch.full_like(known_sigma, UNTOLD_SIGMA) if untold else known_sigma
+            noisy, design, torch.full_like(known_sigma, SAYS_NOTHING) if untold else known_sigma
         )
         front, data = front_end(measurements, look)
         told = conditions(
