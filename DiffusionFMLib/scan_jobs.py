@@ -43,19 +43,22 @@ def convert(settings: ConvertSettings, report: JobReport, session: Session) -> d
 def simulate_scan(settings: SimulateSettings, report: JobReport) -> dict[str, Any]:
     """Simulate a scan, and write it with the truth that it was made from."""
     from DiffusionFMLib.io import outputs, write_acquisition
+    from DiffusionFMLib.physics import DKI, DTI
     from DiffusionFMLib.simulation import simulate
 
     out = outputs.output_folder(settings.out)
     simulated = simulate(settings, report)
-    acquisition, truth = simulated.acquisition, simulated.truth
+    acquisition = simulated.acquisition
+    truth = [(DTI.label, *item) for item in simulated.truth.items()]
+    truth += [(DKI.label, *item) for item in simulated.kurtosis.items()]
     report.enter(WRITE)
     dwi = out / f"{acquisition.name}.nii.gz"
     written = write_acquisition(acquisition, dwi)
     for file in written:
         announce_file(report, file, "image" if file == dwi else "sidecar", file.name)
-    for done, (name, map) in enumerate(truth.items()):
+    for done, (label, name, map) in enumerate(truth):
         report.progress(done, len(truth), WRITE)
-        path = outputs.write_map(map, outputs.map_path(out, acquisition.name, "tensor", name, "truth"))
+        path = outputs.write_map(map, outputs.map_path(out, acquisition.name, label, name, "truth"))
         announce_map(report, map, path, None)
         written.append(path)
     report.progress(1, 1, WRITE)

@@ -149,6 +149,24 @@ def test_a_fit_of_the_scan_finds_the_truth(clean: Simulated) -> None:
     assert np.degrees(np.arccos(np.clip(np.percentile(aligned[anisotropic], 1), 0, 1))) < 2
 
 
+def test_two_shells_have_a_truth_of_kurtosis_that_a_fit_finds() -> None:
+    dense, sparse = (run(snr=1000.0, seed=1, shells=shells, n_b0=1) for shells in ("1000:30,2000:30", "1000:6,2000:6"))
+    for simulated in (dense, sparse):
+        assert set(simulated.kurtosis) == {"mk", "ak", "rk", "mkt", "fa", "md"}
+    for name, truth in dense.kurtosis.items():
+        np.testing.assert_array_equal(truth.data, sparse.kurtosis[name].data)
+    settings = FitSettings(model="dki", method="ols", device="cpu")
+    maps = fit(dense.acquisition, MODELS["dki"], settings, SilentReport()).maps
+    wm = (dense.truth["tissue"].data[..., 0] > 0.8) & dense.acquisition.mask
+    for name in ("mk", "fa"):
+        np.testing.assert_allclose(maps[name].data[wm], dense.kurtosis[name].data[wm], atol=0.05)
+    assert 0.6 < np.median(dense.kurtosis["mk"].data[wm]) < 1.4
+
+
+def test_one_shell_has_no_truth_of_kurtosis(clean: Simulated) -> None:
+    assert clean.kurtosis == {}
+
+
 def test_noise_is_rician_with_the_snr_asked_for(noisy: Simulated) -> None:
     scan = noisy.acquisition
     sigma = WM_S0 / 20

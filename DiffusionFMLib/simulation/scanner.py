@@ -12,8 +12,7 @@ from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.events import Report
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.maps import MapSpec, ParameterMap
-from DiffusionFMLib.physics import DTI
-from DiffusionFMLib.physics.tensor_arrays import AS_MATRIX, fractional_anisotropy
+from DiffusionFMLib.physics import DKI, DTI, LogLinearModel
 from DiffusionFMLib.settings import SimulateSettings
 from DiffusionFMLib.simulation import anatomy, lesions, tissue
 
@@ -23,6 +22,15 @@ CENTRE: Final = (0.0, -18.0, 3.0)
 
 TILT: Final = (6.0, -1.5, 2.0)
 """Rotation of the slices about x, y and z, degrees: a scan is rarely straight."""
+
+DENSE: Final = 30
+"""Directions of each shell that the truth is fitted to."""
+
+TRUTH: Final = {
+    DTI.name: ("fa", "md", "v1", "tensor", "s0"),
+    DKI.name: ("mk", "ak", "rk", "mkt", "fa", "md"),
+}
+"""Maps that are written as truth, by model."""
 
 TISSUE_SPEC: Final = MapSpec(
     "tissue", "Tissue", "", "Volume fractions of white matter, grey matter and CSF.", (0.0, 1.0), "grey",
@@ -41,12 +49,14 @@ class Simulated:
     acquisition : Acquisition
         Noisy scan; its mask is the true brain.
     truth : dict of ParameterMap
-        ``fa``, ``md``, ``v1``, ``tensor`` and ``s0`` of the noise-free signal, ``tissue`` fractions, and the labels
-        ``brain`` and ``lesion``.
+        The tensor's, ``tissue`` fractions, and the labels ``brain`` and ``lesion``.
+    kurtosis : dict of ParameterMap
+        The kurtosis model's; empty with one shell.
     """
 
     acquisition: Acquisition
     truth: dict[str, ParameterMap]
+    kurtosis: dict[str, ParameterMap]
 
 
 def simulate(settings: SimulateSettings, report: Report) -> Simulated:
@@ -85,12 +95,9 @@ def simulate(settings: SimulateSettings, report: Report) -> Simulated:
 
     sigma = tissue.WM_S0 / settings.snr
     signal = np.empty((*shape, len(gtab)), np.float32)
-    pseudo_inverse = np.linalg.pinv(DTI().design(gtab))
-    theta = np.zeros((int(head.sum()), 7))
     for n in range(len(gtab)):
         report.progress(n, len(gtab), "Scanning")
         clean = contents.signal(float(gtab.bvals[n]), gtab.bvecs[n])
-        theta += np.log(clean)[:, None] * pseudo_inverse[:, n]
         # Rician: the magnitude of a complex signal with independent Gaussian noise in both channels
         imaginary = sigma * _noise(shape, settings.noise_correlation, rng)
         real = sigma * _noise(shape, settings.noise_correlation, rng)
@@ -106,7 +113,17 @@ def simulate(settings: SimulateSettings, report: Report) -> Simulated:
         name="simulated_dwi",
         notes=(f"Simulated on the ICBM152 template: SNR {settings.snr:g}, seed {settings.seed}.",),
     )
-    return Simulated(acquisition, _truth(theta, head & fractions.brain, head, voxels, lesion, affine))
+    brain = head & fractions.brain
+    models: list[LogLinearModel] = [DTI(), DKI()] if len(gtab.shells) > 1 else [DTI()]
+    # of so many directions that the truth does not depend on how many the scan has
+    dense = gradient_table(tuple((bval, DENSE) for bval, _ in settings.protocol), 1)
+    found = _noise_free_fits(models, contents, dense, report)
+    truth, *kurtosis = (
+        _maps_of(model, theta[brain[head]], brain, affine) for model, theta in zip(models, found, strict=True)
+    )
+    for spec, volume in ((TISSUE_SPEC, voxels), (BRAIN_SPEC, brain), (LESION_SPEC, lesion.label & brain)):
+        truth[spec.name] = ParameterMap(spec, volume.astype(np.float32), affine, {"source": "simulation"})
+    return Simulated(acquisition, truth, kurtosis[0] if kurtosis else {})
 
 
 def grid(voxel_size: float) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
@@ -191,31 +208,35 @@ def smooth_texture(shape: tuple[int, int, int], voxel_size: float, rng: np.rando
     return np.clip(field, -0.6, 0.6).astype(np.float32)
 
 
-def _truth(
-    theta: NDArray[np.float64],
-    mask: NDArray[np.bool_],
-    fitted: NDArray[np.bool_],
-    tissues: NDArray[np.float32],
-    lesion: lesions.Lesion,
-    affine: NDArray[np.float64],
+def _noise_free_fits(
+    models: list[LogLinearModel], contents: tissue.Microstructure, gtab: GradientTable, report: Report
+) -> list[NDArray[np.float64]]:
+    """Parameters of each model, shape (V, P), fitted to signals without noise."""
+    inverses = [np.linalg.pinv(model.design(gtab)) for model in models]
+    found = [np.zeros((len(contents.csf), len(inverse))) for inverse in inverses]
+    for n, (bval, direction) in enumerate(zip(gtab.bvals, gtab.bvecs, strict=True)):
+        report.progress(n, len(gtab), "Truth")
+        log_signal = np.log(contents.signal(float(bval), direction))[:, None]
+        for theta, inverse in zip(found, inverses, strict=True):
+            theta += log_signal * inverse[:, n]
+    report.progress(len(gtab), len(gtab), "Truth")
+    return found
+
+
+def _maps_of(
+    model: LogLinearModel, theta: NDArray[np.float64], brain: NDArray[np.bool_], affine: NDArray[np.float64]
 ) -> dict[str, ParameterMap]:
-    theta = theta[mask[fitted]]
-    evals, evecs = np.linalg.eigh(theta[:, AS_MATRIX])
-    values = {
-        "fa": fractional_anisotropy(evals),
-        "md": evals.mean(axis=1) * 1e-3,
-        "v1": evecs[..., 2],
-        "tensor": theta[:, :6] * 1e-3,
-        "s0": np.exp(theta[:, 6]),
-    }
-    specs = {spec.name: spec for spec in DTI.map_specs}
-    source = "tensor fitted to the noise-free signal of all shells: what they make of the tissue, not a property of it"
+    """Maps of parameters, shape (V, P), in the brain."""
+    import torch
+
+    signals = f"noise-free signals of {DENSE} directions on each of the scan's shells"
+    source = f"{model.title}, fitted to {signals}: what they make of the tissue, not a property of it"
     provenance = {"source": source, "method": "ols"}
-    truth = {}
-    for name, value in values.items():
-        volume = np.zeros((*mask.shape, *value.shape[1:]), np.float32)
-        volume[mask] = value
-        truth[name] = ParameterMap(specs[name], volume, affine, provenance)
-    for spec, volume in ((TISSUE_SPEC, tissues), (BRAIN_SPEC, mask), (LESION_SPEC, lesion.label & mask)):
-        truth[spec.name] = ParameterMap(spec, volume.astype(np.float32), affine, {"source": "simulation"})
+    values, truth = model.maps(torch.from_numpy(theta)), {}
+    for spec in model.map_specs:
+        if spec.name in TRUTH[model.name]:
+            value = values[spec.name].numpy()
+            volume = np.zeros((*brain.shape, *value.shape[1:]), np.float32)
+            volume[brain] = value
+            truth[spec.name] = ParameterMap(spec, volume, affine, provenance)
     return truth
