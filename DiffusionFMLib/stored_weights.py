@@ -61,7 +61,8 @@ def read_weights(
             header = json.loads((stored.metadata() or {}).get("diffusionfm", "{}"))
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        msg = f"The {whose} weights {path} cannot be read: {error}."
+        reason = error if isinstance(error, OSError) else "it is no safetensors file, or a damaged one"
+        msg = f"The {whose} weights {path} cannot be read: {reason}."
         raise InputError(msg, "Choose a .safetensors file that training wrote.") from error
     found = header.get("kind"), header.get("format")
     if found != (kind, version):
