@@ -137,7 +137,7 @@ def _number(value: float) -> str:
 
 @contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; the second ends the process at once."""
+    """An event that the first Ctrl-C, or wish to terminate, sets; the second ends the process at once."""
     cancelled = threading.Event()
 
     def interrupt(*_: object) -> None:
@@ -149,8 +149,9 @@ def _interruptible() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield cancelled
         return
-    before = signal.signal(signal.SIGINT, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield cancelled
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -69,6 +69,16 @@ def test_field_of_view_without_background_is_taken_whole():
     assert brain_mask(crop).all()
 
 
+def test_noise_as_bright_as_tissue_at_high_b_is_not_taken_for_it():
+    scan, truth = head(count=6)
+    weighted = ~scan.gtab.b0_mask
+    signal = scan.signal.copy()
+    typical = np.median(signal[truth][:, weighted])
+    floor = np.random.default_rng(0).rayleigh(0.3 * typical, (*scan.shape, int(weighted.sum())))
+    signal[..., weighted] = np.hypot(signal[..., weighted], floor)
+    assert overlap(brain_mask(replace(scan, signal=signal)), truth) > 0.9
+
+
 def test_scan_without_signal_has_an_empty_mask():
     scan, _ = head(count=6)
     empty = replace(scan, signal=np.zeros_like(scan.signal))

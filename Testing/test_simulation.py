@@ -163,6 +163,13 @@ def test_two_shells_have_a_truth_of_kurtosis_that_a_fit_finds() -> None:
     assert 0.6 < np.median(dense.kurtosis["mk"].data[wm]) < 1.4
 
 
+def test_truth_tells_what_makes_the_scan_again(noisy: Simulated) -> None:
+    for name in ("fa", "lesion"):
+        told = noisy.truth[name].provenance["settings"]
+        assert (told["snr"], told["shells"], told["voxel_size"], told["seed"]) == (20.0, "1000:12", VOXEL, 0)
+        assert "out" not in told
+
+
 def test_one_shell_has_no_truth_of_kurtosis(clean: Simulated) -> None:
     assert clean.kurtosis == {}
 

@@ -91,7 +91,7 @@ def _make_mask(acquisition: Acquisition) -> NDArray[np.bool_]:
     grid = np.maximum(np.round(extent / GRID_MM), 1).astype(int)
     low_b0, low_weighted = resample(b0, grid), resample(weighted, grid)
     core = _brain_core(low_weighted)
-    if not core.any() or _all_tissue(low_weighted, core) or _all_tissue(low_b0, core):
+    if not core.any() or _all_tissue(low_b0, core):
         return acquisition.signal.max(axis=3) > 0
     rim = _otsu(_flatten(low_b0, core))
     mask = resample(_with_rim(core, rim).astype(np.float32), np.array(acquisition.shape)) > 0.5

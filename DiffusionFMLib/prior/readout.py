@@ -63,25 +63,28 @@ class Readout:
         return theta, sd | {name: values[voxels] for name, values in self._sampled.items()}
 
     def sample(self, scan: ScanPosterior, seed: int) -> None:
-        """Take standard deviations from samples of the whole scan from here on.
+        """Take standard deviations from samples of the whole scan from here on: by how much these miss the estimate.
 
         Samples of kurtosis do not know the mean of their neighbours, so that they spread more than the estimate does.
         """
-        sums, squares = (np.zeros((len(self._names), len(scan))) for _ in range(2))
+        parts = [slice(start, start + CHUNK) for start in range(0, len(scan), CHUNK)]
+        estimates = [self._scalars(self._found.theta[:, part], part) for part in parts]
+        squares = [np.zeros_like(estimate) for estimate in estimates]
         for k in range(SAMPLES):
             drawn = scan.in_ras(sample(scan, seed + k, self._report))
-            for start in range(0, len(scan), CHUNK):
-                part = slice(start, start + CHUNK)
-                theta = torch.from_numpy(drawn[:, part])
-                if self._neurites is not None:
-                    covariance = torch.from_numpy(self._found.covariance[..., part]).permute(2, 0, 1).double()
-                    theta, _ = self._neurites.find(theta, self._carried(covariance), self._report)
-                maps = maps_in_rows(self.model, theta)
-                values = np.stack([maps[name].numpy() for name in self._names]).astype(np.float64)
-                sums[:, part] += values
-                squares[:, part] += values**2
-        variance = (squares - sums**2 / SAMPLES).clip(0) / (SAMPLES - 1)
-        self._sampled = dict(zip(self._names, _unless_held(torch.from_numpy(variance)).float(), strict=True))
+            for part, estimate, total in zip(parts, estimates, squares, strict=True):
+                total += (self._scalars(drawn[:, part], part) - estimate) ** 2
+        variance = torch.from_numpy(np.concatenate(squares, 1) / SAMPLES)
+        self._sampled = dict(zip(self._names, _unless_held(variance).float(), strict=True))
+
+    def _scalars(self, theta: NDArray[np.float32], voxels: slice) -> NDArray[np.float64]:
+        """The model's scalar maps, in rows, of parameters, shape (P, V), that are as sure as the estimate there."""
+        found = torch.from_numpy(theta)
+        if self._neurites is not None:
+            covariance = torch.from_numpy(self._found.covariance[..., voxels]).permute(2, 0, 1).double()
+            found, _ = self._neurites.find(found, self._carried(covariance), self._report)
+        maps = maps_in_rows(self.model, found)
+        return np.stack([maps[name].numpy() for name in self._names]).astype(np.float64)
 
     def _carried(self, covariance: Tensor) -> Tensor:
         """Covariance of parameters, of that of the whitened coordinates, shape (V, P, P)."""

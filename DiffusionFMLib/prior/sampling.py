@@ -33,7 +33,7 @@ LEVELS: Final = 20
 OPEN: Final = 1.0
 """Noise level of looks down to which structures are open, in whitened coordinates."""
 
-STRUCTURE: Final = 7.0
+STRUCTURE: Final = 9.0
 """Smoothness of what samples start from: the width of a Gaussian that white noise is filtered with, mm."""
 
 COARSE: Final = 4.0

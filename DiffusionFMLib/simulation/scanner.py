@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,10 +119,11 @@ def simulate(settings: SimulateSettings, report: Report) -> Simulated:
     dense = gradient_table(tuple((bval, DENSE) for bval, _ in settings.protocol), 1)
     found = _noise_free_fits(models, contents, dense, report)
     truth, *kurtosis = (
-        _maps_of(model, theta[brain[head]], brain, affine) for model, theta in zip(models, found, strict=True)
+        _maps_of(model, theta[brain[head]], brain, affine, settings) for model, theta in zip(models, found, strict=True)
     )
     for spec, volume in ((TISSUE_SPEC, voxels), (BRAIN_SPEC, brain), (LESION_SPEC, lesion.label & brain)):
-        truth[spec.name] = ParameterMap(spec, volume.astype(np.float32), affine, {"source": "simulation"})
+        provenance = {"source": "simulation", "settings": _told(settings)}
+        truth[spec.name] = ParameterMap(spec, volume.astype(np.float32), affine, provenance)
     return Simulated(acquisition, truth, kurtosis[0] if kurtosis else {})
 
 
@@ -224,14 +225,18 @@ def _noise_free_fits(
 
 
 def _maps_of(
-    model: LogLinearModel, theta: NDArray[np.float64], brain: NDArray[np.bool_], affine: NDArray[np.float64]
+    model: LogLinearModel,
+    theta: NDArray[np.float64],
+    brain: NDArray[np.bool_],
+    affine: NDArray[np.float64],
+    settings: SimulateSettings,
 ) -> dict[str, ParameterMap]:
     """Maps of parameters, shape (V, P), in the brain."""
     import torch
 
     signals = f"noise-free signals of {DENSE} directions on each of the scan's shells"
     source = f"{model.title}, fitted to {signals}: what they make of the tissue, not a property of it"
-    provenance = {"source": source, "method": "ols"}
+    provenance = {"source": source, "method": "ols", "settings": _told(settings)}
     values, truth = model.maps(torch.from_numpy(theta)), {}
     for spec in model.map_specs:
         if spec.name in TRUTH[model.name]:
@@ -240,3 +245,8 @@ def _maps_of(
             volume[brain] = value
             truth[spec.name] = ParameterMap(spec, volume, affine, provenance)
     return truth
+
+
+def _told(settings: SimulateSettings) -> dict[str, Any]:
+    """What makes the same scan again."""
+    return {name: value for name, value in settings.to_dict().items() if name != "out"}
