@@ -77,6 +77,7 @@ def test_overlays_are_in_the_scans_grid_and_say_what_they_show(encoded, scan):
         sidecar = json.loads((out / event.path.split("/")[-1].replace(".nii.gz", ".json")).read_text())
         assert sidecar["Description"] == OVERLAYS[event.name].spec.description
         assert sidecar["Provenance"]["method"] == "encoder"
+        assert ("unproven" in sidecar["Provenance"]) != OVERLAYS[event.name].standard
 
 
 def test_tokens_lie_at_their_patches(encoded, scan):

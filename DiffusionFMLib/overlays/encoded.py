@@ -16,7 +16,7 @@ from DiffusionFMLib.errors import SettingsError
 from DiffusionFMLib.maps import ParameterMap
 from DiffusionFMLib.overlays.attention import Attention
 from DiffusionFMLib.overlays.features import Features
-from DiffusionFMLib.overlays.kinds import ON_ATTENTION, OVERLAYS
+from DiffusionFMLib.overlays.kinds import ON_ATTENTION, OVERLAYS, UNPROVEN
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +75,8 @@ class EncodedScan:
                 mask = self.acquisition.mask
                 if mask is not None:
                     data = data * mask.reshape(*mask.shape, *[1] * (data.ndim - 3))
-                yield ParameterMap(overlay.spec, data, self.acquisition.affine, provenance)
+                told = provenance if overlay.standard else {**provenance, "unproven": UNPROVEN}
+                yield ParameterMap(overlay.spec, data, self.acquisition.affine, told)
 
     def cells(
         self,

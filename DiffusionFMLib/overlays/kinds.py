@@ -11,6 +11,9 @@ from DiffusionFMLib.maps import MapSpec
 FEATURES, ATTENTION = "features", "attention"
 """What files are named by, before the overlay's own name."""
 
+UNPROVEN = "It did not pass the gate that overlays are put to: see the README."
+"""What the sidecar of such a one says."""
+
 ALL = "all"
 """The setting that leaves none out."""
 
