@@ -147,6 +147,18 @@ def test_provenance_says_how_it_was_adapted(adaptation: str, monkeypatch: pytest
     assert ("adaptation" in fitted.provenance) == (adaptation == "adapt")
 
 
+def test_standard_deviations_are_of_what_samples_miss_the_estimate_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("DiffusionFMLib.prior.fitting.adapt", lambda *_: Adjustment(COORDINATES.orders))
+    # all alike, and without any anisotropy
+    monkeypatch.setattr("DiffusionFMLib.prior.readout.sample", lambda scan, *_: torch.zeros(7, len(scan)))
+    acquisition, _, _ = scan(12)
+    fitted = fit(acquisition, DTI(), FitSettings(method="prior", device="cpu", adaptation="sample"), SilentReport())
+    fa, sd = (fitted.maps[name].data for name in ("fa", standard_deviation(DTI.map_specs[0]).name))
+    anisotropic = fa > 0.1
+    assert anisotropic.any()
+    np.testing.assert_allclose(sd[anisotropic], fa[anisotropic], atol=1e-3)
+
+
 def test_samples_spread_as_the_first_order_says_where_that_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("DiffusionFMLib.prior.fitting.adapt", lambda *_: Adjustment(COORDINATES.orders))
     monkeypatch.setattr("DiffusionFMLib.prior.readout.sample", partial(sample, levels=6))
