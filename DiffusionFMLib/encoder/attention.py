@@ -145,13 +145,15 @@ class _Plain(_Workspace):
     def __init__(self, tables: RotaryTables, q: Tensor) -> None:
         n, d = q.shape[2:]
         super().__init__(tables, q, n * (6 * d + n), _loop_bytes(tables))
+        # a chunk that is no multiple of what the loop takes at a time would make it do some of it twice
+        self.size = min(self.positions, _rounded_up(self.size))
 
     def weights(self, q: Tensor, k: Tensor, hidden: Tensor | None) -> Tensor:
         """Attention, shape (c H, N, N), of matrices, shape (c H, N, d); hidden, shape (c, N), is not attended to."""
         from DiffusionFMLib.fused import rotary as kernel
 
         m, n, _ = q.shape
-        out = q.new_empty(-(-m // kernel.AT_ONCE) * kernel.AT_ONCE, n, n)
+        out = q.new_empty(_rounded_up(m), n, n)
         unseen = q.new_empty(len(q), 0, dtype=torch.bool) if hidden is None else hidden
         queries, keys, hides = (x.contiguous().numpy() for x in (q, k, unseen))
         kernel.weights(queries, keys, self.tables.plain, hides, self.heads, out.numpy())
@@ -218,6 +220,13 @@ def working_bytes(tables: RotaryTables | None, device: torch.device) -> int:
     if tables is not None and is_compiled(tables, device):
         return _loop_bytes(tables) + tables.plain_bytes
     return CPU_BYTES if device.type == "cpu" else CUDA_BYTES
+
+
+def _rounded_up(count: int) -> int:
+    """To a multiple of the matrices that the compiled loop takes at a time."""
+    from DiffusionFMLib.fused.rotary import AT_ONCE
+
+    return -(-count // AT_ONCE) * AT_ONCE
 
 
 def _loop_bytes(tables: RotaryTables) -> int:
