@@ -255,7 +255,8 @@ def test_a_folder_that_cannot_be_made_is_told_before_any_work(worker, scan, tmp_
 
 
 @posix_only
-def test_the_command_line_stops_at_ctrl_c(big_scan, tmp_path):
+@pytest.mark.parametrize("wish", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_line_stops_at_ctrl_c_and_when_terminated(big_scan, tmp_path, wish):
     command = [
         sys.executable,
         "-m",
@@ -275,7 +276,7 @@ def test_the_command_line_stops_at_ctrl_c(big_scan, tmp_path):
         if "Denoising" in line:
             break
     begun = time.monotonic()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(wish)
     _, errors = process.communicate(timeout=30)
     assert time.monotonic() - begun < CANCEL_LIMIT
     assert process.returncode == 3

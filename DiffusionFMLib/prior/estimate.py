@@ -121,7 +121,13 @@ class ScanPosterior:
         return len(self._signal)
 
     def told_nothing(self, mask: NDArray[np.bool_]) -> ScanPosterior:
-        """The posterior of the same space without the data, with the voxels of another grid, which has its corners."""
+        """The posterior without the data, on another grid of the same space.
+
+        Parameters
+        ----------
+        mask : array, shape (X', Y', Z'), bool
+            On that grid, whose outermost voxels have the centres of this one's.
+        """
         spans = (np.array(self.mask.shape) - 1) * self.voxel_sizes / np.maximum(np.array(mask.shape) - 1, 1)
         sizes = np.where(np.array(mask.shape) > 1, spans, self.voxel_sizes)
         nothing = copy(self)

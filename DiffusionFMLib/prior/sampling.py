@@ -79,7 +79,22 @@ def sample(scan: ScanPosterior, seed: int, report: Report, levels: int = LEVELS)
 
 
 def structure(scan: ScanPosterior, generator: torch.Generator, report: Report, levels: int) -> Tensor:
-    """A sample that knows nothing of a scan but its mask, shape (P, V), without what is finer than coarse voxels."""
+    """A sample that knows nothing of a scan but its mask, without what is finer than coarse voxels.
+
+    Parameters
+    ----------
+    scan : ScanPosterior
+    generator : torch.Generator
+        On the scan's device.
+    report : Report
+    levels : int
+        Noise levels.
+
+    Returns
+    -------
+    Tensor, shape (P, V)
+        Whitened.
+    """
     edges = [
         max(1, round((n - 1) * size / COARSE) + 1) for n, size in zip(scan.mask.shape, scan.voxel_sizes, strict=True)
     ]

@@ -48,8 +48,7 @@ UNSTEADINESS: Final = 0.03
 """Pulsation, drift and movement scatter signals by up to this fraction of them."""
 
 UNTOLD_PROBABILITY: Final = 2 / 3
-"""Share of the examples with a look whose measurements say nothing, by the noise that they are then said to have: what
-the prior is to make up by itself."""
+"""Share of the examples with a look whose measurements say nothing: what the prior is to make up by itself."""
 
 UNTOLD_LEVELS: Final = (0.5, LOOK_LEVELS[1])
 """Of these looks: below, they show by themselves what is there."""

@@ -36,7 +36,8 @@ class KernelRow:
 
 
 def shared(q: Tensor, k: Tensor, v: Tensor, tables: Tensor) -> Tensor:
-    """The formula, of matrices, shape (M, N, d), with tables, shape (N, N, 2, d)."""
+    """The formula, shape (M, N, d), of queries, keys and values, shape (G, H, N, d), and tables, shape (N, N, 2, d)."""
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
     turned = torch.stack([-k[..., 1::2], k[..., 0::2]], -1).flatten(-2)
     scores = (q[:, :, None] * (k[:, None] * tables[:, :, 0] + turned[:, None] * tables[:, :, 1])).sum(-1)
     return scores.softmax(-1) @ v
@@ -63,13 +64,12 @@ def _row(volumes: int) -> KernelRow:
     tables, given = RotaryTables.of(volume_distances(shells(volumes)), DIM, LAYOUT), inputs(volumes, POSITIONS)
     # halves of pairs side by side again
     plain = torch.from_numpy(tables.plain).unflatten(2, (2, 2)).transpose(3, 4).flatten(3).contiguous()
-    matrices = [x.flatten(0, 1) for x in given]
     # a variant for each size: torch's own choice, one for all sizes, is slower
     compiled = torch.compile(shared, dynamic=False)
-    calls: dict[str, Callable[[], Tensor]] = {"products": lambda: by_products(given, tables).flatten(0, 1)}
+    calls: dict[str, Callable[[], Tensor]] = {"products": lambda: by_products(given, tables)}
     if fused.available():
-        calls["loop"] = lambda: rotary_attention(*given, tables).flatten(0, 1)
-    calls["torch.compile"] = lambda: compiled(*matrices, plain)
+        calls["loop"] = lambda: rotary_attention(*given, tables)
+    calls["torch.compile"] = lambda: compiled(*given, plain)
     times: dict[str, list[float]] = {name: [] for name in calls}
     results: dict[str, Tensor] = {}
     for name, call in [*calls.items()]:
@@ -83,7 +83,8 @@ def _row(volumes: int) -> KernelRow:
             call()
             times[name].append(time.process_time() - start)
     seconds = {name: median(times[name]) for name in calls}
-    difference = max(float((result - results["products"]).abs().max()) for result in results.values())
+    flat = {name: result.reshape(-1, volumes, DIM) for name, result in results.items()}
+    difference = max(float((result - flat["products"]).abs().max()) for result in flat.values())
     return KernelRow(volumes, seconds.get("loop"), seconds["products"], seconds.get("torch.compile"), difference)
 
 
