@@ -113,7 +113,12 @@ def fit(
         "disagreement_null": [round(part, 3) for part in null],
         "conventional_fit": METHODS[settings.method].beside(model, gtab),
     }
-    return output.finish(acquisition, {**provenance_of(acquisition, model, settings, options), **facts})
+    result = output.finish(acquisition, {**provenance_of(acquisition, model, settings, options), **facts})
+    calibration = priors[0].calibrations.get(model.name)
+    # samples have a spread of their own
+    if calibration is not None and settings.adaptation != "sample":
+        calibration.apply_to(result, gtab)
+    return result
 
 
 def _noise_of(acquisition: Acquisition, mask: NDArray[np.bool_], report: Report) -> NoiseEstimate:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from DiffusionFMLib.errors import InputError
 from DiffusionFMLib.physics import MODELS, LogLinearModel, SignalModel
 from DiffusionFMLib.physics.methods import RESTS_ON
+from DiffusionFMLib.prior.calibration import Calibration
 from DiffusionFMLib.prior.coordinates import Coordinates, coordinates_of
 from DiffusionFMLib.prior.network import NetworkShape, PriorNetwork
 from DiffusionFMLib.stored_weights import SHIPPED, read_weights, write_weights
@@ -21,6 +23,9 @@ __all__ = ["TrainedPrior", "carrier", "load_weights", "save_weights", "weights_f
 
 KIND: Final = "diffusionfm-prior"
 FORMAT: Final = 4
+
+CALIBRATION: Final = "calibration"
+"""What the names of a calibration's tensors begin with, before the model's name and their own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +42,9 @@ class TrainedPrior:
         How it was trained; plain JSON types.
     adjustment : callable, optional
         What adaptation to a scan makes of the network's raw output; see `adaptation.Adjustment`.
+    calibrations : dict of str to Calibration
+        Of standard deviations, by the name of the model that is fitted, which may be another that rests on this; on the
+        CPU. Empty where nobody has calibrated the weights.
     """
 
     network: PriorNetwork
@@ -44,12 +52,22 @@ class TrainedPrior:
     coordinates: Coordinates
     training: dict[str, Any]
     adjustment: Callable[[Tensor], Tensor] | None = None
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)
 
 
-def save_weights(path: Path, network: PriorNetwork, model: LogLinearModel, training: dict[str, Any]) -> None:
+def save_weights(
+    path: Path,
+    network: PriorNetwork,
+    model: LogLinearModel,
+    training: dict[str, Any],
+    calibrations: Mapping[str, Calibration] | None = None,
+) -> None:
     """Write weights, under a temporary name first."""
     header = {"kind": KIND, "format": FORMAT, "model": model.name, "shape": network.shape.to_dict()}
-    write_weights(path, network.state_dict(), {**header, "training": training})
+    tensors = dict(network.state_dict())
+    for name, calibration in (calibrations or {}).items():
+        tensors |= {f"{CALIBRATION}.{name}.{key}": value for key, value in calibration.state_dict().items()}
+    write_weights(path, tensors, {**header, "training": training})
 
 
 def carrier(model: SignalModel) -> SignalModel:
@@ -106,8 +124,23 @@ def load_weights(path: Path, device: torch.device | None = None, expected: Signa
     if not isinstance(model, LogLinearModel):
         msg = f"{path} is for {model.title}, for which there is no prior."
         raise InputError(msg, "Choose weights of another model.")
+    calibrations = _calibrations(tensors)
     network = PriorNetwork(NetworkShape(**header["shape"]))
-    network.load_state_dict(tensors)
+    network.load_state_dict({name: value for name, value in tensors.items() if not name.startswith(CALIBRATION)})
     network.to(device=device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     network.eval()
-    return TrainedPrior(network, model, coordinates_of(model), header["training"])
+    return TrainedPrior(network, model, coordinates_of(model), header["training"], None, calibrations)
+
+
+def _calibrations(tensors: Mapping[str, Tensor]) -> dict[str, Calibration]:
+    """Those among the tensors of a file."""
+    states: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for path, value in tensors.items():
+        kind, _, rest = path.partition(".")
+        if kind == CALIBRATION:
+            name, _, key = rest.partition(".")
+            states[name][key] = value.cpu()
+    calibrations = {name: Calibration(MODELS[name], len(state["centre"])) for name, state in states.items()}
+    for name, calibration in calibrations.items():
+        calibration.load_state_dict(states[name])
+    return calibrations

@@ -54,6 +54,10 @@ def train(settings: TrainSettings, report: Report) -> Path:
         from DiffusionFMLib.training.pretraining import EncoderTask
 
         return train_task(settings, EncoderTask(settings), report)
+    if settings.calibrate:
+        from DiffusionFMLib.training.calibration import calibrate
+
+        return calibrate(settings, report)
     from DiffusionFMLib.training.prior import PriorTask
 
     return train_task(settings, PriorTask(settings), report)

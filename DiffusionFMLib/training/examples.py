@@ -140,9 +140,7 @@ class ExampleMaker:
 
     def draw(self, rng: np.random.Generator) -> Example:
         """A random example."""
-        group = self.anatomies[int(rng.integers(len(self.anatomies)))]
-        anatomy = group[int(rng.integers(len(group)))]
-        fields, voxel_sizes = _draw_crop(anatomy, self.crop, rng)
+        fields, voxel_sizes = draw_crop(self.anatomies, self.crop, rng)
         return self.scan(fields.to(self.device), voxel_sizes, Protocol.draw(FAMILIES[self.model.name], rng), rng)
 
     def scan(
@@ -264,8 +262,20 @@ def normal(shape: tuple[int, ...], device: torch.device, rng: np.random.Generato
     return torch.randn(shape, generator=generator, device=device)
 
 
-def _draw_crop(anatomy: Anatomy, edge: int, rng: np.random.Generator) -> tuple[Tensor, NDArray[np.float64]]:
-    """A random crop, its axes exchanged and mirrored at random, shape (13, edge, edge, edge), and its voxel sizes."""
+def draw_crop(
+    anatomies: list[list[Anatomy]], edge: int, rng: np.random.Generator
+) -> tuple[Tensor, NDArray[np.float64]]:
+    """A random crop, its axes exchanged and mirrored at random, shape (13, edge, edge, edge), and its voxel sizes.
+
+    Parameters
+    ----------
+    anatomies : list of lists of Anatomy
+        Groups that are drawn from equally often.
+    edge : int, voxels
+    rng : Generator
+    """
+    group = anatomies[int(rng.integers(len(anatomies)))]
+    anatomy = group[int(rng.integers(len(group)))]
     low = draw_box(anatomy.fields[WEIGHTS], (edge,) * 3, rng)
     fields = part_of(anatomy.fields, low, (edge,) * 3).astype(np.float32)
     return turned(fields, anatomy.voxel_sizes, rng.permutation(3), rng.choice([-1, 1], 3))

@@ -64,7 +64,7 @@ ENCODER: Final = "encoder"
 """What stands in the place of a signal model where the encoder is trained; its presets, in `pretraining`, have the same
 names."""
 
-OWN_OPTIONS: Final = {"prior": ("sampler", "crop", "measured"), ENCODER: ("rotary",)}
+OWN_OPTIONS: Final = {"prior": ("sampler", "crop", "measured", "calibrate"), ENCODER: ("rotary",)}
 """That the other network does not have."""
 
 
@@ -101,8 +101,17 @@ class TrainSettings(Settings):
     measured: bool = option(
         False, "Learn from the scans' signals too: to predict volumes that were left out; of the prior only."
     )
-    start: str = option("", "Weights to start from; random ones when not given.", path=True)
-    steps: int = option(0, "Steps in all; the preset's when 0.", minimum=0, maximum=10_000_000)
+    calibrate: bool = option(
+        False,
+        "Leave the weights as they are, and learn how large the errors of their maps are, on simulated scans; of the "
+        "prior only.",
+    )
+    start: str = option(
+        "", "Weights to start from; when not given, random ones, and those shipped to calibrate.", path=True
+    )
+    steps: int = option(
+        0, "Steps in all, or scans to calibrate on; the preset's when 0.", minimum=0, maximum=10_000_000
+    )
     minutes: float = option(
         0.0, "Stop after this time, to be taken up again; no limit when 0.", minimum=0, maximum=100_000, unit="min"
     )

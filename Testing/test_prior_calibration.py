@@ -1,0 +1,187 @@
+"""Calibration: what tells how large a map's errors are, how it is learnt, and that it changes nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from DiffusionFMLib.acquisition import Acquisition
+from DiffusionFMLib.errors import SettingsError
+from DiffusionFMLib.events import SilentReport
+from DiffusionFMLib.gradients import GradientTable
+from DiffusionFMLib.physics import DKI, DTI, NODDI, SignalModel
+from DiffusionFMLib.physics.tensor_arrays import spread_directions
+from DiffusionFMLib.prior.calibration import MAX_LOG_FACTOR, Calibration, calibrated_maps, features
+from DiffusionFMLib.prior.fitting import fit
+from DiffusionFMLib.prior.sampling import sample
+from DiffusionFMLib.prior.weights import TrainedPrior, load_weights, save_weights, weights_file
+from DiffusionFMLib.settings import FitSettings
+from DiffusionFMLib.training import calibration as training
+from DiffusionFMLib.training.anatomies import random_phantom
+from DiffusionFMLib.training.command import train
+from DiffusionFMLib.training.settings import TrainSettings
+
+PRIOR = FitSettings(method="prior", device="cpu", adaptation="none")
+
+
+def scan(unit: float = 1.0) -> Acquisition:
+    """Two tissues at two shells, noise, and a voxel without any signal."""
+    rng = np.random.default_rng(0)
+    g = spread_directions(10)
+    gtab = GradientTable(np.r_[0, 0, np.repeat([1000.0, 2000.0], 10)], np.concatenate([np.zeros((2, 3)), g, g]))
+    theta = np.zeros((10, 12, 9, 7), np.float32)
+    theta[..., 2], theta[..., 3:] = 1, [0.6, 0.2, 0.1, np.log(500.0)]
+    theta[:4, ..., 3] = 0.3
+    clean = NODDI().signal(torch.from_numpy(theta), gtab).numpy()
+    noise = 20 * rng.normal(size=(2, *clean.shape))
+    signal = np.hypot(clean + noise[0], noise[1]).astype(np.float32)
+    signal[5, 5, 5] = 0
+    mask = np.ones(signal.shape[:3], bool)
+    mask[:, 0] = False
+    return Acquisition(unit * signal, np.diag([2.0, 2, 2, 1]), gtab, mask)
+
+
+def plain_weights(model: SignalModel, folder: Path) -> Path:
+    """Those shipped, without their calibration."""
+    trained = load_weights(weights_file("", model))
+    path = folder / "plain.safetensors"
+    save_weights(path, trained.network, trained.model, trained.training)
+    return path
+
+
+def constant(model: SignalModel, size: int, factor: float) -> Calibration:
+    calibration = Calibration(model, size)
+    with torch.no_grad():
+        for parameter in calibration.parameters():
+            parameter.zero_()
+        calibration.layers[-1].bias.fill_(MAX_LOG_FACTOR * np.arctanh(np.log(factor) / MAX_LOG_FACTOR))
+    return calibration
+
+
+@pytest.mark.parametrize("model", [DTI(), DKI(), NODDI()], ids=lambda m: m.name)
+def test_a_factor_changes_standard_deviations_and_nothing_else(model: SignalModel, tmp_path: Path) -> None:
+    plain = plain_weights(model, tmp_path)
+    trained = load_weights(plain)
+    given = scan()
+    before = fit(given, model, replace(PRIOR, model=model.name, weights=str(plain)), SilentReport())
+    size = features(before, given.gtab).shape[1]
+    path = tmp_path / "calibrated.safetensors"
+    save_weights(path, trained.network, trained.model, {}, {model.name: constant(model, size, 1.5)})
+    after = fit(given, model, replace(PRIOR, model=model.name, weights=str(path)), SilentReport())
+    changed = {f"{name}_sd" for name in calibrated_maps(model)}
+    assert changed
+    for name, image in before.maps.items():
+        factor = 1.5 if name in changed else 1.0
+        np.testing.assert_allclose(after.maps[name].data, factor * image.data, rtol=1e-4)
+    assert not any(after.maps[name].data[~given.mask].any() for name in changed)
+
+
+def test_features_are_of_the_tissue_and_not_of_the_unit() -> None:
+    one, thousand = scan(), scan(1000.0)
+    found = [features(fit(given, DTI(), PRIOR, SilentReport()), given.gtab) for given in (one, thousand)]
+    assert found[0].shape[0] == one.mask.sum()
+    # a voxel without a signal has no standard deviation either
+    usable = one.signal.any(-1)[one.mask]
+    found = [each[usable] for each in found]
+    assert torch.isfinite(found[0]).all()
+    torch.testing.assert_close(*found, rtol=1e-3, atol=2e-3)
+    # fa and md, each beside the mean around it
+    assert float(found[0][:, 1].mean().abs()) < 0.01
+    assert float(found[0][:, 5].mean().abs()) < 1e-5
+
+
+def test_samples_keep_their_own_spread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("DiffusionFMLib.prior.readout.SAMPLES", 1)
+    monkeypatch.setattr("DiffusionFMLib.prior.readout.sample", partial(sample, levels=2))
+    given = scan()
+    plain = plain_weights(DTI(), tmp_path)
+    trained = load_weights(plain)
+    path = tmp_path / "calibrated.safetensors"
+    calibration = constant(DTI(), features(fit(given, DTI(), PRIOR, SilentReport()), given.gtab).shape[1], 3.0)
+    save_weights(path, trained.network, trained.model, {}, {"dti": calibration})
+    sampled = replace(PRIOR, adaptation="sample")
+    found = [fit(given, DTI(), replace(sampled, weights=str(one)), SilentReport()) for one in (plain, path)]
+    np.testing.assert_array_equal(found[0].maps["fa_sd"].data, found[1].maps["fa_sd"].data)
+
+
+def test_the_regression_finds_where_errors_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors that are 3 times too large in one half of the voxels, and half as large in the other."""
+    monkeypatch.setattr(training, "STEPS", 800)
+    rng = np.random.default_rng(0)
+    seen = rng.normal(size=(60_000, 5)).astype(np.float32)
+    true = np.where(seen[:, 0] > 0, 3.0, 0.5)
+    errors = np.abs(rng.normal(size=(4, len(seen))) * true).astype(np.float32).T
+    calibration = training._learned(DTI(), [{"dti_features": seen, "dti_errors": errors}], 0)
+    with torch.no_grad():
+        factors = calibration(torch.from_numpy(seen)).exp().numpy()
+    away = np.abs(seen[:, 0]) > 0.2
+    for half in (seen[:, 0] > 0, seen[:, 0] <= 0):
+        for share, width in training.QUANTILES.items():
+            held = (errors < width * factors)[half & away].mean(0)
+            np.testing.assert_allclose(held, share, atol=0.03)
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pool")
+    for seed in range(2):
+        random_phantom(seed).save(folder / f"random{seed:03d}.npz")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(pool: Path) -> TrainSettings:
+    return TrainSettings(preset="tiny", anatomies=str(pool), device="cpu", calibrate=True, steps=2)
+
+
+@pytest.fixture(scope="module")
+def calibrated(settings: TrainSettings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        # one scan is as good as the other here, and adaptation slow
+        patch.setattr(training, "ADAPTED", 1000)
+        patch.setattr(training, "STEPS", 50)
+        return train(replace(settings, out=str(tmp_path_factory.mktemp("run"))), SilentReport())
+
+
+def same(one: TrainedPrior, other: TrainedPrior) -> bool:
+    states = [trained.calibrations["dti"].state_dict() for trained in (one, other)]
+    return all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_the_command_calibrates_and_leaves_the_network_alone(calibrated: Path) -> None:
+    shipped, found = load_weights(weights_file("", DTI())), load_weights(calibrated)
+    for name, value in shipped.network.state_dict().items():
+        assert torch.equal(found.network.state_dict()[name], value)
+    assert set(found.calibrations) == {"dti"}
+    assert found.training["calibration"]["scans"] == 2
+    assert not found.training.keys() & {"out", "anatomies"}
+
+
+def test_a_calibration_in_pieces_and_of_calibrated_weights_is_the_same(
+    settings: TrainSettings, calibrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "ADAPTED", 1000)
+    monkeypatch.setattr(training, "STEPS", 50)
+    again = replace(settings, out=str(tmp_path), start=str(calibrated))
+    train(replace(again, steps=1), SilentReport())
+    assert same(load_weights(train(again, SilentReport())), load_weights(calibrated))
+
+
+def test_training_on_drops_the_calibration(settings: TrainSettings, calibrated: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lightning")
+    on = replace(settings, calibrate=False, preset="small", start=str(calibrated), out=str(tmp_path), steps=1, crop=16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("DiffusionFMLib.training.prior.anatomies", lambda *_: [[random_phantom(0)]])
+        found = load_weights(train(on, SilentReport()))
+    assert not found.calibrations
+
+
+@pytest.mark.parametrize("wrong", [{"out": ""}, {"model": "encoder"}])
+def test_what_cannot_be_calibrated_is_told(settings: TrainSettings, wrong: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"No folder|no option"):
+        train(replace(replace(settings, out=str(tmp_path)), **wrong), SilentReport())
