@@ -16,7 +16,7 @@ from encoder_oracle import plain_attention, protocol
 from test_encoder_volume import encoded, scan
 
 from DiffusionFMLib.cli import USER, main
-from DiffusionFMLib.encoder import attention
+from DiffusionFMLib.encoder import attention, volume
 from DiffusionFMLib.encoder.attention import check_attention, rotary_attention, rotary_weights, working_bytes
 from DiffusionFMLib.encoder.drope import LAYOUTS, RotaryTables, volume_distances
 from DiffusionFMLib.encoder.volume import DEFAULTS
@@ -82,8 +82,10 @@ def test_torch_compile_hides_volumes_and_leaves_the_derivative_to_products() -> 
 
 
 @compiles
-def test_features_are_the_same_by_torch_compile() -> None:
-    """By several threads at once too."""
+def test_features_are_the_same_by_torch_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which two threads here compile at once."""
+    monkeypatch.setattr(volume, "cpu_workers", lambda: 2)
+    torch.compiler.reset()
     found, expected = (encoded(scan(), options=replace(DEFAULTS, attention=way)) for way in ("torch-compile", "auto"))
     assert np.linalg.norm(found.tokens - expected.tokens) / np.linalg.norm(expected.tokens) < 1e-6
 

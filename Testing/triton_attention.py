@@ -29,10 +29,11 @@ layouts = pytest.mark.parametrize("layout", LAYOUTS)
 
 
 def heads(count: int, dim: int = 32) -> list[Tensor]:
-    """Queries, keys and values that lie as those of tokens do."""
+    """Queries, keys and values, which lie as those of tokens do, keys in another order."""
     generator = torch.Generator().manual_seed(count)
     qkv = torch.randn(count, 5, 3, 2, dim, generator=generator, dtype=torch.float64)
-    return list(qkv.permute(2, 1, 3, 0, 4))
+    q, k, v = qkv.permute(2, 1, 3, 0, 4)
+    return [q, k.contiguous(), v]
 
 
 class TritonTests:

@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from importlib.util import find_spec
+from types import FunctionType
 from typing import Any, Final
 
 import torch
@@ -217,16 +218,20 @@ class _TorchCompiled(_Workspace):
         """See `_Plain.weights`."""
         unseen = None if hidden is None else self.for_heads(hidden)
         for x in (q, k, *([] if unseen is None else [unseen])):
-            # one variant for all chunks, and one for each number of volumes, since one for all numbers is slower
+            # chunks of any size are one variant
             torch._dynamo.maybe_mark_dynamic(x, 0)
         with torch.no_grad():
-            return _compiled_weights()(q, k, self.tables.plain_pairs, unseen)
+            return _compiled_weights(len(self.tables))(q, k, self.tables.plain_pairs, unseen)
 
 
 @lru_cache
-def _compiled_weights() -> Callable[..., Tensor]:
-    """`_plain_weights` by torch's compiler, which takes seconds to load."""
-    return torch.compile(_plain_weights, dynamic=False)
+def _compiled_weights(volumes: int) -> Callable[..., Tensor]:
+    """`_plain_weights` compiled for a number of volumes: what torch would make for all numbers is slower.
+
+    Each has code of its own, since torch gives up on code of which it has made eight variants.
+    """
+    code = _plain_weights.__code__.replace(co_name=f"weights_of_{volumes}_volumes")
+    return torch.compile(FunctionType(code, globals()), dynamic=False)
 
 
 def _plain_weights(q: Tensor, k: Tensor, tables: Tensor, hidden: Tensor | None) -> Tensor:
