@@ -44,6 +44,7 @@ def encode(settings: EncodeSettings, report: JobReport, session: Session, arrays
 
     The session remembers it, so that a viewer's questions about places are answered without encoding again.
     """
+    from DiffusionFMLib.encoder.attention import check_attention
     from DiffusionFMLib.encoder.checkpoint import encoder_file, load_encoder
     from DiffusionFMLib.fitting.device import choose_device
     from DiffusionFMLib.io import digest_of, outputs
@@ -51,6 +52,7 @@ def encode(settings: EncodeSettings, report: JobReport, session: Session, arrays
     out = outputs.output_folder(settings.out, arrays)
     weights = encoder_file(settings.encoder)
     device = choose_device(settings.device)
+    check_attention(settings.attention, device)
     # before the scan, which takes longer to read
     trained = load_encoder(weights, device)
     acquisition = read_scan(settings, report, session)
@@ -111,7 +113,7 @@ def _encoded(
     from DiffusionFMLib.encoder.volume import EncodingOptions
     from DiffusionFMLib.overlays import attention, encoded, features
 
-    options = EncodingOptions(memory_mib=settings.memory_mib, half=settings.half)
+    options = EncodingOptions(memory_mib=settings.memory_mib, half=settings.half, attention=settings.attention)
     report.enter(ENCODE)
     made = features.features_of(scan, trained, report, options, device)
     asked = wanted(settings.overlays)

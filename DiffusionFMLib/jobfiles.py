@@ -32,7 +32,7 @@ ENCODE, SURPRISE, ATTENTION, INFLUENCE = "Encoding", "Surprise", "Attention", "I
 SMALLEST_EDGE: Final = 1.0
 """Of voxels that what is learnt was trained for, mm; a scan warns of large ones itself."""
 
-_NOT_IN_KEY = {"device", "memory_mib", "series"}
+_NOT_IN_KEY = {"attention", "device", "memory_mib", "series"}
 """Settings beside paths that do not change what results hold."""
 
 

@@ -244,6 +244,13 @@ class EncodeSettings(ComputeSettings):
         choices=("standard", "all"),
     )
     half: bool = option(False, "Matrix products in bfloat16: faster where the hardware has it.", advanced=True)
+    attention: str = option(
+        "auto",
+        "What computes the features' attention over directions: auto is a compiled loop on a CPU, else products of "
+        "matrices; torch-compile needs a C++ compiler, triton a GPU. Results are the same.",
+        choices=("auto", "products", "torch-compile", "triton"),
+        advanced=True,
+    )
 
 
 @dataclass(frozen=True)

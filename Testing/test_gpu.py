@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from triton_attention import TritonTests
 
 from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.encoder.attention import rotary_attention
@@ -48,11 +50,11 @@ def scan() -> Acquisition:
     return Acquisition(signal, np.diag([-2.0, 2, 2, 1]), gtab, np.ones(shape, bool))
 
 
-def attention(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+def attention(device: torch.device, dtype: torch.dtype, choice: str = "auto") -> list[Tensor]:
     """Attention and the gradients of its inputs, on the CPU again."""
     gtab = two_shells()
     distances = volume_distances(gtab.subset(np.flatnonzero(~gtab.b0_mask)))
-    tables = RotaryTables.of(distances, 32, "official", dtype, device)
+    tables = RotaryTables.of(distances, 32, "official", dtype, device, attention=choice)
     generator = torch.Generator().manual_seed(0)
     given = [torch.randn(30, 2, 16, 32, generator=generator).to(device, dtype).requires_grad_() for _ in range(3)]
     found = rotary_attention(*given, tables)
@@ -60,15 +62,23 @@ def attention(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
     return [part.detach().float().cpu() for part in (found, *gradients)]
 
 
+@pytest.mark.parametrize("choice", ["auto", "torch-compile"])
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 2e-4), (torch.bfloat16, 2e-2)])
-def test_attention(dtype: torch.dtype, error: float) -> None:
-    for found, expected in zip(attention(GPU, dtype), attention(torch.device("cpu"), torch.float32), strict=True):
-        assert float((found - expected).norm() / expected.norm()) < error
+def test_attention(dtype: torch.dtype, error: float, choice: str) -> None:
+    expected = attention(torch.device("cpu"), torch.float32)
+    for found, wanted in zip(attention(GPU, dtype, choice), expected, strict=True):
+        assert float((found - wanted).norm() / wanted.norm()) < error
 
 
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+class TestTriton(TritonTests):
+    device = GPU
+
+
+@pytest.mark.parametrize("choice", ["auto", "torch-compile", "triton"])
 @pytest.mark.parametrize(("half", "error"), [(False, 1e-3), (True, 3e-2)])
-def test_features_of_a_scan(half: bool, error: float) -> None:
-    path, options = encoder_file(""), replace(DEFAULTS, half=half)
+def test_features_of_a_scan(half: bool, error: float, choice: str) -> None:
+    path, options = encoder_file(""), replace(DEFAULTS, half=half, attention=choice)
     found = encode(scan(), load_encoder(path, GPU), SilentReport(), options, GPU).tokens
     expected = encode(scan(), load_encoder(path), SilentReport()).tokens
     assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < error

@@ -6,12 +6,17 @@ With the expansion of `drope`,
 
 so that all q w_p' of one position and head are one product. Positions go through in chunks that stay in the cache.
 This does on every device, in every precision, and for the derivative; attention itself has a compiled loop on CPUs,
-which is two to four times as fast (`fused.rotary`).
+which is two to four times as fast (`fused.rotary`). Two more ways are chosen by name, and where they are not for the
+inputs, products are taken: the plain formula by torch.compile, and a fused kernel for a GPU (`attention_triton`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from importlib.util import find_spec
+from types import FunctionType
 from typing import Any, Final
 
 import torch
@@ -20,6 +25,7 @@ from torch.autograd.function import once_differentiable
 
 from DiffusionFMLib import fused
 from DiffusionFMLib.encoder.drope import RotaryTables
+from DiffusionFMLib.errors import DeviceError
 
 CPU_BYTES: Final = 4 << 20
 """Working memory of a chunk on the CPU: about what the cache holds."""
@@ -33,6 +39,38 @@ for little."""
 
 PLAIN_BYTES: Final = 24 << 20
 """Most that the tables of the plain formula may take: above, they leave the cache, and it is no faster."""
+
+
+def check_attention(choice: str, device: torch.device) -> None:
+    """Try whether attention can be computed as chosen; see `RotaryTables`.
+
+    Raises
+    ------
+    DeviceError
+        If what it takes is not there.
+    """
+    if choice == "triton":
+        # tests have Triton's interpreter, which needs no GPU
+        if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+            msg = f"Attention is set to triton, which is for a GPU, but the device is {device.type}."
+            raise DeviceError(msg, "Set attention to auto, or compute on a GPU (--device cuda).")
+        if find_spec("triton") is None:
+            msg = "Attention is set to triton, but the Python package triton is not installed."
+            raise DeviceError(msg, "Set attention to auto, or install it: pip install triton.")
+    if choice == "torch-compile":
+        _try_compiling(device)
+
+
+@lru_cache
+def _try_compiling(device: torch.device) -> None:
+    """Let torch compile something small: whether it can depends on compiler, operating system and Python."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        msg = f"Attention is set to torch-compile, but torch cannot compile on this machine: {reason}"
+        hint = "Set attention to auto, or install a C++ compiler; on a GPU, the Python package triton."
+        raise DeviceError(msg, hint) from error
 
 
 def rotary_attention(q: Tensor, k: Tensor, v: Tensor, tables: RotaryTables, hidden: Tensor | None = None) -> Tensor:
@@ -104,6 +142,11 @@ def _attend(
 ) -> Tensor:
     """Attention; its weights into `keep` too, shape (G, H, N, N)."""
     out = _like_tokens(q)
+    if tables.attention == "triton" and keep is None:
+        from DiffusionFMLib.encoder import attention_triton as kernel
+
+        if kernel.fits(q, k, v, tables):
+            return kernel.triton_attention(q, k, v, tables, hidden, out)
     with _as_asked(q):
         space = _workspace(tables, q)
         for part in space.chunks():
@@ -138,6 +181,10 @@ class _Workspace:
         for start in range(0, self.positions, self.size):
             yield slice(start, min(start + self.size, self.positions))
 
+    def for_heads(self, hidden: Tensor) -> Tensor:
+        """What is hidden at some positions, shape (c, N), for the scores of all heads, shape (c H, 1, N)."""
+        return hidden.repeat_interleave(self.heads, 0)[:, None]
+
 
 class _Plain(_Workspace):
     """The formula as it stands, compiled; its tables are all that it needs."""
@@ -160,13 +207,49 @@ class _Plain(_Workspace):
         return out[:m]
 
 
+class _TorchCompiled(_Workspace):
+    """The formula as it stands, compiled by torch."""
+
+    def __init__(self, tables: RotaryTables, q: Tensor) -> None:
+        n, d = q.shape[2:]
+        super().__init__(tables, q, n * (2 * d + n), _chunk_bytes(q.device))
+
+    def weights(self, q: Tensor, k: Tensor, hidden: Tensor | None) -> Tensor:
+        """See `_Plain.weights`."""
+        unseen = None if hidden is None else self.for_heads(hidden)
+        for x in (q, k, *([] if unseen is None else [unseen])):
+            # chunks of any size are one variant
+            torch._dynamo.maybe_mark_dynamic(x, 0)
+        with torch.no_grad():
+            return _compiled_weights(len(self.tables))(q, k, self.tables.plain_pairs, unseen)
+
+
+@lru_cache
+def _compiled_weights(volumes: int) -> Callable[..., Tensor]:
+    """`_plain_weights` compiled for a number of volumes: what torch would make for all numbers is slower.
+
+    Each has code of its own, since torch gives up on code of which it has made eight variants.
+    """
+    code = _plain_weights.__code__.replace(co_name=f"weights_of_{volumes}_volumes")
+    return torch.compile(FunctionType(code, globals()), dynamic=False)
+
+
+def _plain_weights(q: Tensor, k: Tensor, tables: Tensor, hidden: Tensor | None) -> Tensor:
+    """Attention, shape (M, N, N), of matrices, shape (M, N, d); see `RotaryTables.plain_pairs`; hidden (M, 1, N)."""
+    turned = torch.stack([-k[..., 1::2], k[..., 0::2]], -1).flatten(-2)
+    scores = (q[:, :, None] * (k[:, None] * tables[:, :, 0] + turned[:, None] * tables[:, :, 1])).sum(-1)
+    if hidden is not None:
+        scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
+    return scores.softmax(-1)
+
+
 class _Products(_Workspace):
     """Products of matrices. Their memory is made once, and used again by each chunk."""
 
     def __init__(self, tables: RotaryTables, q: Tensor) -> None:
         n, d = q.shape[2:]
         p = len(tables.cos)
-        super().__init__(tables, q, p * n * (n + d), CPU_BYTES if q.device.type == "cpu" else CUDA_BYTES)
+        super().__init__(tables, q, p * n * (n + d), _chunk_bytes(q.device))
         count = self.size * self.heads
         self.w = tables.terms.new_empty(count, p, n, d)
         self.products = tables.terms.new_empty(count, n, p, n)
@@ -178,10 +261,6 @@ class _Products(_Workspace):
             # finite, so that a position where all is hidden makes no NaN
             scores.masked_fill_(self.for_heads(hidden), torch.finfo(scores.dtype).min)
         return scores.softmax(-1)
-
-    def for_heads(self, hidden: Tensor) -> Tensor:
-        """What is hidden at some positions, shape (c, N), for the scores of all heads, shape (c H, 1, N)."""
-        return hidden.repeat_interleave(self.heads, 0)[:, None]
 
     def _expanded(self, k: Tensor) -> Tensor:
         """The w of some k, shape (c, N, d), as matrices, shape (c, P N, d)."""
@@ -211,14 +290,24 @@ class _Products(_Workspace):
 
 def is_compiled(tables: RotaryTables, device: torch.device) -> bool:
     """Whether attention is by the compiled loop there."""
-    single = tables.terms.dtype is torch.float32 and device.type == "cpu"
-    return single and tables.plain_bytes <= PLAIN_BYTES and fused.available()
+    return tables.attention == "auto" and device.type == "cpu" and _fits_plain(tables) and fused.available()
 
 
 def working_bytes(tables: RotaryTables | None, device: torch.device) -> int:
     """Memory that attention takes beside what it is given and gives."""
     if tables is not None and is_compiled(tables, device):
         return _loop_bytes(tables) + tables.plain_bytes
+    if tables is not None and tables.attention == "torch-compile" and _fits_plain(tables):
+        return _chunk_bytes(device) + 2 * tables.plain_bytes
+    return _chunk_bytes(device)
+
+
+def _fits_plain(tables: RotaryTables) -> bool:
+    """Whether the plain formula's tables are exact enough, and not too large."""
+    return tables.terms.dtype is torch.float32 and tables.plain_bytes <= PLAIN_BYTES
+
+
+def _chunk_bytes(device: torch.device) -> int:
     return CPU_BYTES if device.type == "cpu" else CUDA_BYTES
 
 
@@ -233,7 +322,9 @@ def _loop_bytes(tables: RotaryTables) -> int:
     return max(LOOP_BYTES, tables.plain_bytes // 2)
 
 
-def _workspace(tables: RotaryTables, q: Tensor) -> _Plain | _Products:
+def _workspace(tables: RotaryTables, q: Tensor) -> _Plain | _TorchCompiled | _Products:
+    if tables.attention == "torch-compile" and _fits_plain(tables):
+        return _TorchCompiled(tables, q)
     return _Plain(tables, q) if is_compiled(tables, q.device) else _Products(tables, q)
 
 

@@ -170,6 +170,9 @@ class RotaryTables:
         See `RotaryExpansion`.
     distances : array, shape (N, N)
     layout : {"paper", "official"}
+    attention : {"auto", "products", "torch-compile", "triton"}
+        What attention is computed by; see `encoder.attention`. "auto" is the fastest that needs no choice: the compiled
+        loop on a CPU, else products of matrices.
     """
 
     cos: Tensor
@@ -178,6 +181,7 @@ class RotaryTables:
     max_error: float
     distances: NDArray[np.float64]
     layout: str
+    attention: str = "auto"
 
     @classmethod
     def of(
@@ -188,6 +192,7 @@ class RotaryTables:
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
         tolerance: float | None = None,
+        attention: str = "auto",
     ) -> RotaryTables:
         """Tables of distances, shape (N, N).
 
@@ -203,6 +208,7 @@ class RotaryTables:
         device : torch.device, optional
         tolerance : float, optional
             Largest error of a cosine or sine; by default what `dtype` can tell.
+        attention : {"auto", "products", "torch-compile", "triton"}
         """
         reach = REACH_STEP * max(1, ceil(distances.max() / REACH_STEP))
         expansion = rotary_expansion(dim, layout, reach, tolerance or TOLERANCES[dtype])
@@ -214,7 +220,7 @@ class RotaryTables:
         scale = 1 / sqrt(dim)
         terms = table(expansion.functions(distances).transpose(1, 0, 2))
         pair = table(expansion.cos * scale), table(expansion.sin * scale)
-        return cls(*pair, terms, expansion.max_error, distances, layout)
+        return cls(*pair, terms, expansion.max_error, distances, layout, attention)
 
     def __len__(self) -> int:
         return len(self.terms)
@@ -237,6 +243,12 @@ class RotaryTables:
             angles = np.multiply.outer(distances, theta)
             table[:, :2], table[:, 2:] = np.cos(angles) / sqrt(dim), np.sin(angles) / sqrt(dim)
         return tables
+
+    @cached_property
+    def plain_pairs(self) -> Tensor:
+        """The same on the tables' device, shape (N, N, 2, dim): cosines, then sines, halves side by side again."""
+        halves = torch.from_numpy(self.plain).unflatten(2, (2, 2))
+        return halves.transpose(3, 4).flatten(3).contiguous().to(self.terms.device)
 
     def subset(self, volumes: Tensor) -> RotaryTables:
         """Tables of some of the volumes."""

@@ -85,6 +85,7 @@ class EncoderProtocol:
         shape: EncoderShape,
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
+        attention: str = "auto",
     ) -> EncoderProtocol:
         """Of a gradient table whose directions are in the frame that the network was trained in.
 
@@ -95,14 +96,18 @@ class EncoderProtocol:
         dtype : torch.dtype
             Of attention; see `RotaryTables.of`.
         device : torch.device, optional
+        attention : {"auto", "products", "torch-compile", "triton"}
+            What it is computed by; see `RotaryTables`.
 
         Raises
         ------
         ProtocolError
             If a volume above b0 has no direction.
         """
-        distances = volume_distances(gtab)
-        tables = RotaryTables.of(distances, shape.head, shape.layout, dtype, device) if shape.rotary else None
+        tables = None
+        if shape.rotary:
+            distances = volume_distances(gtab)
+            tables = RotaryTables.of(distances, shape.head, shape.layout, dtype, device, attention=attention)
         kept = torch.float64 if dtype is torch.float64 else torch.float32
         features = torch.as_tensor(direction_features(gtab, shape.directions), dtype=kept, device=device)
         return cls(features, tables)

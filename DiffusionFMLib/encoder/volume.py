@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from DiffusionFMLib.acquisition import Acquisition
-from DiffusionFMLib.encoder.attention import working_bytes
+from DiffusionFMLib.encoder.attention import check_attention, working_bytes
 from DiffusionFMLib.encoder.checkpoint import TrainedEncoder
 from DiffusionFMLib.encoder.embedding import EncoderProtocol
 from DiffusionFMLib.encoder.shape import EncoderShape
@@ -38,6 +38,8 @@ class EncodingOptions:
         What encoding may take beside the scan itself.
     half : bool
         Matrix products in bfloat16.
+    attention : {"auto", "products", "torch-compile", "triton"}
+        What attention over directions is computed by; see `RotaryTables`.
     shift : tuple of int, voxels
         How far the first patches reach beyond the volume: half a patch, for a second pass.
     with_b0 : bool
@@ -48,6 +50,7 @@ class EncodingOptions:
 
     memory_mib: int = 2048
     half: bool = False
+    attention: str = "auto"
     shift: tuple[int, int, int] = (0, 0, 0)
     with_b0: bool = False
     per_volume: bool = False
@@ -116,16 +119,18 @@ def encode(
     InputError
         If there is no signal in the mask.
     DeviceError
-        If the memory allowed does not do for one slab.
+        If the memory allowed does not do for one slab, or attention cannot be computed as chosen.
     JobCancelled
         If the user cancelled.
     """
     device = device or torch.device("cpu")
+    check_attention(options.attention, device)
     network = trained.network
     slabs = ScanSlabs(acquisition, network.shape, options.shift, options.with_b0)
     if slabs.left_out:
         report.warning("trace", f"Volume(s) {slabs.left_out} have no gradient direction and were left out.")
-    protocol = EncoderProtocol.of(slabs.gtab, network.shape, torch.bfloat16 if options.half else torch.float32, device)
+    precision = torch.bfloat16 if options.half else torch.float32
+    protocol = EncoderProtocol.of(slabs.gtab, network.shape, precision, device, options.attention)
     workers, tokens_at_once = _share(slabs, protocol, options, device)
     grid, c = slabs.grid, network.shape.hidden
     tokens, cls = np.zeros((*grid, c), np.float32), np.zeros((len(slabs), c), np.float32)

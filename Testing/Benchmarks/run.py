@@ -16,7 +16,8 @@ busy
 drope
     Time and memory of the encoder's attention over directions, ours and the plain formula's.
 kernels
-    Time of the ways to compute that attention on a CPU: compiled loop, products of matrices, torch.compile.
+    Time of the ways to compute that attention: compiled loop, products of matrices, torch.compile; on a GPU, where
+    there is one, also Triton, beside torch's own attention without D-RoPE.
 encoding
     Time and memory of a whole scan through the encoder, and of a viewer's questions about places.
 machine, roofline
