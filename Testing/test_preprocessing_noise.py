@@ -140,6 +140,13 @@ def test_neighbours_tell_the_noise_where_directions_are_too_few(count, sigma, ex
     assert max(found.correlation) < 0.45
 
 
+def test_neighbours_tell_it_where_no_two_directions_share_a_b_value():
+    gtab = table(1, {800: 1, 1600: 1, 2400: 1})
+    found = noise_between_neighbours(scan(gtab, 30.0), MASK)
+    # anatomy's edges, which no difference between volumes takes away, are few
+    assert 28 < found.sigma < 45
+
+
 def test_no_noise_between_neighbours_is_none_at_all():
     gtab = table(1, {1000: 3})
     flat = Acquisition(np.full((*SHAPE, 4), 7, np.float32), np.eye(4), gtab)

@@ -122,18 +122,22 @@ def noise_between_neighbours(acquisition: Acquisition, mask: NDArray[np.bool_]) 
 
     In differences between a shell's volumes isotropic tissue cancels, and in second differences of those along an axis
     what varies smoothly; the smallest are noise. The level is taken as the same everywhere. It comes out high, by up to
-    a half, where SNR is high and fibres turn from voxel to voxel.
+    a half, where SNR is high and fibres turn from voxel to voxel; and where no two weighted volumes have a b-value in
+    common, so that there are only the second differences.
 
     Parameters
     ----------
     acquisition : Acquisition
-        At least two volumes have a b-value in common.
     mask : array, shape (X, Y, Z), bool
         The brain.
     """
     volumes = np.array(max(acquisition.gtab.shells, key=len).indices)
-    signal = np.where(mask[..., None], acquisition.signal[..., volumes], 0)
-    noise = signal @ _complement(acquisition.gtab.bvecs[volumes], 0)
+    alone = len(volumes) == 1
+    if alone:
+        volumes = np.flatnonzero(~acquisition.gtab.b0_mask)
+    noise = np.where(mask[..., None], acquisition.signal[..., volumes], 0)
+    if not alone:
+        noise = noise @ _complement(acquisition.gtab.bvecs[volumes], 0)
     near, far = ([_second_difference(noise, mask, axis, step) for axis in range(3)] for step in (1, APART))
     # along the axis that anatomy changes least on
     typical = min((_spread(one) for one in far if len(one)), default=0.0)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,8 @@ from rich.table import Table
 from scores import coverage, coverage_by_sd, rmse, spearman
 from simulated_scans import PATHOLOGIES, TISSUES, Head, Scan, brain, phantom, protocol
 
-SEED = 1002
-"""Of a simulated brain and of a random phantom."""
+FIRST_SEED, COUNT = 1002, 4
+"""Of simulated brains and of random phantoms, and how many of each: a head's tissue makes its errors alike."""
 
 DIAMETERS = (4.0, 7.0, 10.0)
 
@@ -35,10 +36,15 @@ DETERMINED = 6
 """Directions from which on there are estimates to compare with."""
 
 
-def heads() -> list[Head]:
-    """With one lesion of each pathology and size, where there is room."""
+@lru_cache
+def heads(count: int) -> list[Head]:
+    """Brains and phantoms, with one lesion of each pathology and size, where there is room."""
     wanted = [(name, size) for size in DIAMETERS for name in PATHOLOGIES]
-    return [Head.of(anatomy, SEED).with_lesions(wanted, SEED) for anatomy in (brain(SEED), phantom(SEED))]
+    return [
+        Head.of(anatomy, seed).with_lesions(wanted, seed)
+        for seed in range(FIRST_SEED, FIRST_SEED + count)
+        for anatomy in (brain(seed), phantom(seed))
+    ]
 
 
 def places(head: Head) -> dict[str, NDArray[np.bool_]]:
@@ -51,10 +57,10 @@ def places(head: Head) -> dict[str, NDArray[np.bool_]]:
     return {**found, "lesion": ill[inside]}
 
 
-def judged(directions: int, snr: float, weights: Path) -> dict[str, dict[str, NDArray]]:
-    """Of FA and of MD error, sd, and sd of least squares in all heads' voxels, with where they are."""
+def judged(directions: int, snr: float, weights: Path, count: int) -> dict[str, dict[str, NDArray]]:
+    """Of FA and of MD error, sd, and sd of least squares in the voxels of so many brains and phantoms, and where."""
     collected: dict[str, dict[str, list[NDArray]]] = {name: defaultdict(list) for name in PER_UNIT}
-    for seed, head in enumerate(heads()):
+    for seed, head in enumerate(heads(count)):
         scan = Scan.of(head, protocol(directions, snr), seed)
         found, true = by_prior(scan.acquisition, weights), scalars(scan.theta)
         known = wls_errors(scan.theta, scan.acquisition.gtab, scan.sigma) if directions >= DETERMINED else {}
@@ -73,8 +79,8 @@ def held(coverages: Iterable[float], share: float) -> tuple[int, int]:
     return sum(near), len(near)
 
 
-def table(directions: list[int], snrs: list[float], weights: Path) -> Table:
-    """Coverage at every protocol."""
+def table(directions: list[int], snrs: list[float], weights: Path, heads: int = COUNT) -> Table:
+    """Coverage at every protocol, in so many brains and phantoms."""
     result = Table(
         "dirs", "SNR", "map", *TISSUES, "lesion", "50 % by decile", "90 % by decile", "sd / wls", "rank corr.",
         title="How often the prior's 50 % and 90 % intervals hold the truth, and error over sd",
@@ -82,7 +88,7 @@ def table(directions: list[int], snrs: list[float], weights: Path) -> Table:
     kept = []
     for count in directions:
         for snr in snrs:
-            for name, values in judged(count, snr, weights).items():
+            for name, values in judged(count, snr, weights, heads).items():
                 error, sd = values["error"], values["sd"]
                 cells, deciles = [], []
                 for place in (*TISSUES, "lesion"):
@@ -110,8 +116,9 @@ def main() -> None:
     parser.add_argument("weights", type=Path)
     parser.add_argument("--directions", type=int, nargs="*", default=[3, 6, 12, 30])
     parser.add_argument("--snr", type=float, nargs="*", default=[10.0, 20.0])
+    parser.add_argument("--heads", type=int, default=COUNT, help="simulated brains, and as many random phantoms")
     arguments = parser.parse_args()
-    Console(width=150).print(table(arguments.directions, arguments.snr, arguments.weights))
+    Console(width=150).print(table(arguments.directions, arguments.snr, arguments.weights, arguments.heads))
 
 
 if __name__ == "__main__":

@@ -45,6 +45,8 @@ DIRECTIONS = (3, 6, 9, 12, 20, 30, 45, 60)
 SNR = 15.0
 SEED = 1000
 SPARSE = 6
+HEADS = 2
+"""Brains, and phantoms, that intervals are judged in."""
 
 Maps = dict[str, NDArray[np.floating]]
 """``fa``, ``md`` in um2/ms and ``v1``; of V voxels, or of a volume."""
@@ -135,7 +137,7 @@ def intervals(weights: Path) -> Figure:
     figure = _figure(8, 3.8)
     for ax, count in zip(figure.subplots(1, 2), (SPARSE, 30), strict=True):
         ax.plot([0, 1], [0, 1], color="grey", linewidth=1)
-        for name, values in judged(count, SNR, weights).items():
+        for name, values in judged(count, SNR, weights, HEADS).items():
             held = [coverage(values["error"], values["sd"], share) for share in shares]
             ax.plot(shares, held, label=name.upper())
         ax.set(title=f"{count} directions", xlabel="share that intervals should hold", ylabel="share that they hold")

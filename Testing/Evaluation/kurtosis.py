@@ -41,6 +41,8 @@ from DiffusionFMLib.training.protocols import Protocol
 MODEL = DKI()
 MAPS = ("fa", "md", "mk", "mkt")
 UNADAPTED, PRIOR = "prior, not adapted", "prior"
+HEADS = 1
+"""Brains, and phantoms."""
 
 SHELLS = (1000.0, 2000.0)
 
@@ -90,7 +92,7 @@ def simulated(directions: int, snr: float, trained: TrainedPrior) -> Table:
         title=f"Simulated heads, 1 b0 and {directions} directions at b = 1000 and 2000, SNR {snr:g}",
     )  # fmt: skip
     errors: dict[tuple[str, str], dict[str, list[NDArray]]] = {}
-    for seed, head in enumerate(heads()):
+    for seed, head in enumerate(heads(HEADS)):
         scan = Scan.of(head, sparse(directions, snr), seed, MODEL)
         mask, sigma = scan.mask, float(scan.sigma[0])
         noise = NoiseEstimate(sigma, np.where(mask, sigma, 0).astype(np.float32), (0.0, 0.0, 0.0), 99)
