@@ -27,14 +27,15 @@ from simulated_scans import TISSUES, Head, Scan
 
 from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.events import SilentReport
+from DiffusionFMLib.fitting import Fit
 from DiffusionFMLib.io import read_acquisition
 from DiffusionFMLib.physics import DKI
 from DiffusionFMLib.preprocessing.noise import NoiseEstimate, estimate_noise
 from DiffusionFMLib.prior.adaptation import adapt, can_adapt
 from DiffusionFMLib.prior.estimate import ScanPosterior, estimate
-from DiffusionFMLib.prior.readout import Readout
+from DiffusionFMLib.prior.fitting import fit
 from DiffusionFMLib.prior.weights import TrainedPrior, load_weights, weights_file
-from DiffusionFMLib.settings import ScanSettings
+from DiffusionFMLib.settings import FitSettings, ScanSettings
 from DiffusionFMLib.simulation.scanner import repelled_directions
 from DiffusionFMLib.training.protocols import Protocol
 
@@ -53,23 +54,30 @@ REAL_SHELLS = (700.0, 2800.0)
 CLIP = 8.0
 """Residuals beyond it, sigma, are of volumes that moved."""
 
-Found = dict[str, tuple[NDArray, dict[str, NDArray]]]
-"""By method: parameters, shape (22, V), and standard deviations of maps where there are some."""
+
+def by_smoothers(scan: Acquisition, noise: NoiseEstimate) -> dict[str, NDArray]:
+    """Parameters, shape (22, V) each, of a scan with a mask by what needs no training."""
+    ridge = least_squares(scan, scan.mask, noise.sigma_map[scan.mask], ridge=True, model=MODEL)
+    return {RIDGE: ridge, SMOOTHED: smoothed(ridge, scan.mask, 0.5)}
 
 
-def by_every_method(scan: Acquisition, noise: NoiseEstimate, trained: TrainedPrior) -> Found:
-    """What each makes of a scan with a mask."""
-    mask = scan.mask
-    ridge = least_squares(scan, mask, noise.sigma_map[mask], ridge=True, model=MODEL)
-    found: Found = {RIDGE: (ridge, {}), SMOOTHED: (smoothed(ridge, mask, 0.5), {})}
-    posterior = ScanPosterior(scan, mask, noise, trained)
-    for name in (UNADAPTED, PRIOR):
-        if name == PRIOR and can_adapt(posterior):
-            posterior.trained = replace(trained, adjustment=adapt(posterior, 0, SilentReport()))
-        estimated = estimate(posterior, SilentReport())
-        theta, sd = Readout(MODEL, scan.gtab, estimated, SilentReport()).of(slice(None))
-        found[name] = theta.numpy(), {name: values.numpy() for name, values in sd.items()}
+def by_prior(scan: Acquisition, noise: NoiseEstimate, trained: TrainedPrior) -> dict[str, NDArray]:
+    """Parameters, shape (22, V) each, by the prior, as it was trained and adapted, where the noise is known."""
+    posterior = ScanPosterior(scan, scan.mask, noise, trained)
+    found = {UNADAPTED: estimate(posterior, SilentReport()).theta}
+    if can_adapt(posterior):
+        posterior.trained = replace(trained, adjustment=adapt(posterior, 0, SilentReport()))
+        found[PRIOR] = estimate(posterior, SilentReport()).theta
     return found
+
+
+def as_given(scan: Acquisition, weights: Path) -> dict[str, Fit]:
+    """The same as a user gets it, who does not know the noise, with standard deviations."""
+    settings = FitSettings(model=MODEL.name, method="prior", weights=str(weights), device="cpu")
+    return {
+        name: fit(scan, MODEL, replace(settings, adaptation=adaptation), SilentReport())
+        for name, adaptation in ((UNADAPTED, "none"), (PRIOR, "adapt"))
+    }
 
 
 def maps_of(theta: NDArray) -> dict[str, NDArray]:
@@ -85,7 +93,7 @@ def sparse(directions: int, snr: float) -> Protocol:
     return Protocol(np.r_[0, np.repeat(SHELLS, directions)], bvecs, 1 / snr, np.zeros(3))
 
 
-def simulated(directions: int, snr: float, trained: TrainedPrior) -> Table:
+def simulated(directions: int, snr: float, weights: Path) -> Table:
     """Errors in simulated heads."""
     table = Table(
         "method", "where", *(f"{name.upper()}" for name in MAPS), *(f"{name.upper()} held" for name in MAPS[1:]),
@@ -96,9 +104,11 @@ def simulated(directions: int, snr: float, trained: TrainedPrior) -> Table:
         scan = Scan.of(head, sparse(directions, snr), seed, MODEL)
         mask, sigma = scan.mask, float(scan.sigma[0])
         noise = NoiseEstimate(sigma, np.where(mask, sigma, 0).astype(np.float32), (0.0, 0.0, 0.0), 99)
-        true = maps_of(scan.theta)
-        for method, (theta, sd) in by_every_method(scan.acquisition, noise, trained).items():
+        true, given = maps_of(scan.theta), as_given(scan.acquisition, weights)
+        thetas = by_smoothers(scan.acquisition, noise) | {name: one.parameters.T for name, one in given.items()}
+        for method, theta in thetas.items():
             made = maps_of(theta)
+            sd = {name: given[method].maps[f"{name}_sd"].data[mask] for name in MAPS} if method in given else {}
             for where, some in _places(head).items():
                 kept = errors.setdefault((method, where), {})
                 for name in MAPS:
@@ -149,7 +159,7 @@ def real(path: Path, directions: int, subsets: int, trained: TrainedPrior) -> Ta
         part = replace(
             scan, signal=np.ascontiguousarray(scan.signal[..., chosen]), gtab=scan.gtab.subset(chosen), mask=mask
         )
-        for method, (theta, _) in by_every_method(part, noise, trained).items():
+        for method, theta in (by_smoothers(part, noise) | by_prior(part, noise, trained)).items():
             tissue = maps_of(theta)["md"] < MAX_TISSUE_MD
             left = residuals(theta, scan, mask, held, noise.sigma_map[mask], MODEL)[tissue].clip(-CLIP, CLIP)
             found.setdefault(method, []).append((float((left**2).mean()), float(left.mean())))
@@ -168,14 +178,14 @@ def main() -> None:
     parser.add_argument("--subsets", type=int, default=3)
     parser.add_argument("--only", choices=("simulated", "real"))
     arguments = parser.parse_args()
-    trained = load_weights(arguments.weights or weights_file("", MODEL))
+    weights = arguments.weights or weights_file("", MODEL)
     console = Console(width=150)
     if arguments.only != "real":
         for directions in arguments.directions:
-            console.print(simulated(directions, arguments.snr, trained))
+            console.print(simulated(directions, arguments.snr, weights))
     if arguments.only != "simulated":
         if arguments.scan.is_file():
-            console.print(real(arguments.scan, 6, arguments.subsets, trained))
+            console.print(real(arguments.scan, 6, arguments.subsets, load_weights(weights)))
         else:
             console.print(f"no scan: {arguments.scan} is not there")
 
