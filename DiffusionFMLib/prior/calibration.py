@@ -17,6 +17,7 @@ from scipy.ndimage import uniform_filter
 from torch import Tensor, nn
 
 from DiffusionFMLib.fitting import Fit
+from DiffusionFMLib.fitting.uncertainty import MAX_ERROR
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.maps import DATA_FRACTION, DISAGREEMENT, RESIDUAL, standard_deviation
 from DiffusionFMLib.physics import SignalModel
@@ -74,10 +75,12 @@ class Calibration(nn.Module):
 
     @torch.no_grad()
     def apply_to(self, found: Fit, gtab: GradientTable) -> None:
-        """Multiply the standard deviations of a fit by their factors."""
+        """Multiply the standard deviations of a fit by their factors; `MAX_ERROR`, where there is none, stays."""
         factors = self(features(found, gtab)).exp().numpy()
         for name, factor in zip(self.names, factors.T, strict=True):
-            found.maps[f"{name}_sd"].data[found.mask] *= factor
+            image = found.maps[f"{name}_sd"].data
+            sd = image[found.mask]
+            image[found.mask] = np.where(sd < MAX_ERROR, sd * factor, MAX_ERROR)
 
 
 def calibrated_maps(model: SignalModel) -> tuple[str, ...]:

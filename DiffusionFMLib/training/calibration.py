@@ -16,6 +16,7 @@ from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.errors import SettingsError
 from DiffusionFMLib.events import Report, SilentReport
 from DiffusionFMLib.fitting import fit as fit_voxels
+from DiffusionFMLib.fitting.uncertainty import MAX_ERROR
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.io import digest_of
 from DiffusionFMLib.physics import METHODS, MODELS, LogLinearModel, SignalModel
@@ -40,6 +41,9 @@ ADAPTED: Final = 6
 
 FLUID, LESION = 0.2, 0.5
 """Share of a voxel from which it is counted as fluid, or lesion."""
+
+TINY: Final = 1e-12
+"""Of a standard deviation, so that nothing is divided by none."""
 
 FEW: Final = 50
 """Voxels of a kind of tissue that count for little more than one."""
@@ -73,7 +77,7 @@ def calibrate(settings: TrainSettings, report: Report) -> Path:
     Raises
     ------
     SettingsError
-        If no folder is given, or there is no prior for the model.
+        If no folder is given, there is no prior for the model, or no scan to learn from.
     InputError
         If the weights cannot be read, or are another model's.
     """
@@ -96,11 +100,11 @@ def calibrate(settings: TrainSettings, report: Report) -> Path:
     kept = [folder / f"scan{number:04d}.npz" for number in range(count)]
     for number, file in enumerate(kept):
         report.progress(number, count, "Scans")
-        if time.monotonic() > end:
-            break
         if not file.is_file():
             rng = np.random.default_rng([settings.seed, number])
             _save(file, _judged_scan(groups, carried, models, plain, number % ADAPTED == 0, rng))
+        if time.monotonic() > end:
+            break
     done = [np.load(file) for file in kept if file.is_file()]
     calibrations = {model.name: _learned(model, done, settings.seed) for model in models}
     facts = {"scans": len(done), "seed": settings.seed, "weights": digest_of(start)}
@@ -125,7 +129,8 @@ def _judged_scan(
 ) -> dict[str, NDArray[np.float32]]:
     """Features of some voxels of a simulated scan, and the absolute errors of its maps over their standard deviations.
 
-    Arrays ``<model>_features``, shape (V, C), and ``<model>_errors``, shape (V, maps); none where too little is brain.
+    Arrays ``<model>_features``, shape (V, C), and ``<model>_errors``, shape (V, maps), NaN where a value was cut off.
+    There are none where too little is brain.
     """
     fields, voxel_sizes = draw_crop(groups, EDGE, rng)
     protocol = Protocol.draw(FAMILIES[carried.name], rng)
@@ -151,12 +156,13 @@ def _judged_scan(
         )  # fmt: skip
         found = fit(scan, model, settings, SilentReport())
         true = _truth(contents, mask, protocol, model, affine)
-        errors = [
-            np.abs(found.maps[name].data[mask] - true[name]) / np.maximum(found.maps[f"{name}_sd"].data[mask], 1e-12)
-            for name in calibrated_maps(model)
-        ]
+        errors = []
+        for name in calibrated_maps(model):
+            value, sd = (found.maps[one].data[mask][chosen] for one in (name, f"{name}_sd"))
+            # nothing can be learnt of what was cut off
+            errors.append(np.where(sd < MAX_ERROR, np.abs(value - true[name][chosen]) / np.maximum(sd, TINY), np.nan))
         result[f"{model.name}_features"] = features(found, gtab).numpy()[chosen]
-        result[f"{model.name}_errors"] = np.stack(errors, axis=1).astype(np.float32)[chosen]
+        result[f"{model.name}_errors"] = np.stack(errors, axis=1).astype(np.float32)
     return result
 
 
@@ -196,9 +202,12 @@ def _learned(model: SignalModel, scans: list[np.lib.npyio.NpzFile], seed: int) -
     The quantile (pinball) loss of the logarithm of the error: in proportion, it counts alike where errors are small.
     """
     parts = [scan for scan in scans if f"{model.name}_features" in scan]
+    if not parts:
+        msg = f"None of the {len(scans)} simulated scans made so far can be fitted with {model.title}."
+        raise SettingsError(msg, "Go on with more --minutes or --steps.")
     seen = torch.from_numpy(np.concatenate([scan[f"{model.name}_features"] for scan in parts]))
     errors = torch.from_numpy(np.concatenate([scan[f"{model.name}_errors"] for scan in parts]))
-    errors = errors.clamp_min(MIN_ERROR).log()
+    known, errors = ~errors.isnan(), errors.nan_to_num().clamp_min(MIN_ERROR).log()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         calibration = Calibration(model, seen.shape[1])
@@ -208,7 +217,7 @@ def _learned(model: SignalModel, scans: list[np.lib.npyio.NpzFile], seed: int) -
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, STEPS)
         for _ in range(STEPS):
             some = torch.randint(len(seen), (BATCH,))
-            loss = _pinball(errors[some], calibration(seen[some]))
+            loss = _pinball(errors[some], calibration(seen[some]))[known[some]].mean()
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -217,9 +226,9 @@ def _learned(model: SignalModel, scans: list[np.lib.npyio.NpzFile], seed: int) -
 
 
 def _pinball(log_errors: Tensor, log_factors: Tensor) -> Tensor:
-    """Mean quantile loss of `QUANTILES`."""
-    losses = []
+    """Quantile loss of `QUANTILES`, of the same shape."""
+    losses = torch.zeros_like(log_errors)
     for share, width in QUANTILES.items():
         beyond = log_errors - (log_factors + log(width))
-        losses.append(torch.maximum(share * beyond, (share - 1) * beyond).mean())
-    return torch.stack(losses).sum()
+        losses += torch.maximum(share * beyond, (share - 1) * beyond)
+    return losses
