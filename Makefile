@@ -40,6 +40,11 @@ help:
 install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
+	@if [ -L $(VENV) ]; then \
+	    echo "make: $(VENV) is a link to another checkout's environment, whose DiffusionFM would become this one." >&2; \
+	    echo "make: remove the link, and call make again: it makes an environment of its own." >&2; \
+	    exit 2; \
+	fi
 	@python=; for candidate in $(PYTHONS); do \
 	    if "$$candidate" -c '$(RIGHT_VERSION)' >/dev/null 2>&1; then python=$$candidate; break; fi; \
 	done; \

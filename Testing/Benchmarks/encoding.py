@@ -6,7 +6,6 @@ There is no peer that runs here: the public code of the paper has no weights and
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from statistics import median
 
 import numpy as np
 import torch
+from growth import resident
 
 from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.encoder.checkpoint import TrainedEncoder
@@ -67,10 +67,10 @@ def measure() -> None:
     trained, report = untrained(), SilentReport()
     encode(scan(4), trained, report)
     whole = scan(SIZE[2])
-    before = _resident("VmRSS", reset=True)
+    before = resident("VmRSS", reset=True)
     start = time.perf_counter()
     encode(whole, trained, report, EncodingOptions(memory_mib=MEMORY_MIB))
-    seconds, peak = time.perf_counter() - start, _resident("VmHWM")
+    seconds, peak = time.perf_counter() - start, resident("VmHWM")
     growth = peak - before if peak is not None and before is not None else None
     found = [EncodingRow("encode", seconds, TARGETS["encode"], growth)]
     part = scan(12)
@@ -96,16 +96,6 @@ def rows() -> list[EncodingRow]:
     code = f"import sys; sys.path.insert(0, {str(here.parent)!r}); import encoding; encoding.measure()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=here.parents[2])
     return [EncodingRow(**row) for row in json.loads(done.stdout.splitlines()[-1])]
-
-
-def _resident(what: str, reset: bool = False) -> float | None:
-    """Memory of this process, MiB; None where the system does not tell."""
-    status, refs = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    if not status.is_file():
-        return None
-    if reset:
-        refs.write_text("5")
-    return int(re.search(rf"{what}:\s+(\d+)", status.read_text())[1]) / 1024  # type: ignore[index]
 
 
 def show(table: list[EncodingRow]) -> None:

@@ -40,14 +40,19 @@ def main(path: str, model: str, method: str) -> None:
     # what libraries load on first use is not the fit's
     fit(crop, MODELS[model], settings, SilentReport())
 
-    def resident(key: str) -> float:
-        found = re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text())
-        return int(found[1]) / 1024
-
-    Path("/proc/self/clear_refs").write_text("5")
-    before = resident("VmRSS")
+    before = resident("VmRSS", reset=True)
     fit(acquisition, MODELS[model], settings, SilentReport())
     print(resident("VmHWM") - before)
+
+
+def resident(what: str, reset: bool = False) -> float | None:
+    """Memory of this process, MiB, its peak begun anew if asked to; None where the system does not tell."""
+    status, refs = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not status.is_file():
+        return None
+    if reset:
+        refs.write_text("5")
+    return int(re.search(rf"{what}:\s+(\d+)", status.read_text())[1]) / 1024  # type: ignore[index]
 
 
 if __name__ == "__main__":

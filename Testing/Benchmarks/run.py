@@ -13,6 +13,8 @@ scaling
     Ours by voxels, volumes and threads.
 busy
     Ours while another process keeps a core busy.
+prior
+    Time and memory of the generative prior on a whole brain.
 drope
     Time and memory of the encoder's attention over directions, ours and the plain formula's.
 kernels
@@ -47,6 +49,7 @@ import kernels
 import machine
 import memory
 import noddi
+import prior
 import roofline
 import scaling
 from timing import SpeedRow
@@ -75,6 +78,7 @@ def main() -> None:
         "noddi": (noddi.rows, noddi.show),
         "scaling": (scaling.rows, scaling.show),
         "busy": (busy.rows, busy.show),
+        "prior": (prior.rows, prior.show),
         "drope": (drope.rows, drope.show),
         "kernels": (kernels.rows, kernels.show),
         "encoding": (encoding.rows, encoding.show),
