@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -93,3 +94,16 @@ def test_no_viewers_is_said(
     monkeypatch.setattr(preflight.platform, "machine", lambda: machine)
     preflight.check_python()
     assert "`make demo` runs the command line" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+def test_make_leaves_an_environment_that_is_a_link_alone(project_root: Path, tmp_path: Path) -> None:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(project_root / name, tmp_path)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / ".venv").symlink_to(elsewhere)
+    done = subprocess.run(["make", "install"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode
+    assert "is a link to another checkout's environment" in done.stderr
+    assert not [*elsewhere.iterdir()]
