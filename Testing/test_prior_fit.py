@@ -124,12 +124,14 @@ def test_three_directions_give_maps_too(brain):
 
 def test_standard_deviations_tell_the_error(brain, six):
     inside = tissue_of(brain)
-    for name in ("fa", "md"):
+    # of FA, less in simulations of another kind than that which they were calibrated on
+    for name, wrong in (("fa", 0.2), ("md", 0.08)):
         error = np.abs(six.maps[name].data - brain[1][name].data)[inside]
         sd = six.maps[f"{name}_sd"].data[inside]
         assert np.isfinite(sd).all()
         assert sd.min() > 0
-        assert 0.8 < np.mean(error < 1.645 * sd) < 0.99
+        assert np.mean(error < 0.674 * sd) == pytest.approx(0.5, abs=wrong)
+        assert np.mean(error < 1.645 * sd) == pytest.approx(0.9, abs=0.08)
         unsure = sd > np.median(sd)
         # where it says that errors are so many times larger, they are about that many times larger
         found, claimed = (values[unsure].mean() / values[~unsure].mean() for values in (error, sd))
