@@ -185,3 +185,8 @@ def test_training_on_drops_the_calibration(settings: TrainSettings, calibrated: 
 def test_what_cannot_be_calibrated_is_told(settings: TrainSettings, wrong: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"No folder|no option"):
         train(replace(replace(settings, out=str(tmp_path)), **wrong), SilentReport())
+
+
+def test_the_shipped_weights_are_calibrated() -> None:
+    for model, names in ((DTI(), {"dti"}), (DKI(), {"dki", "noddi"})):
+        assert set(load_weights(weights_file("", model)).calibrations) == names
