@@ -13,11 +13,13 @@ import torch
 from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.errors import SettingsError
 from DiffusionFMLib.events import SilentReport
+from DiffusionFMLib.fitting.uncertainty import MAX_ERROR
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.physics import DKI, DTI, NODDI, SignalModel
 from DiffusionFMLib.physics.tensor_arrays import spread_directions
 from DiffusionFMLib.prior.calibration import MAX_LOG_FACTOR, Calibration, calibrated_maps, features
 from DiffusionFMLib.prior.fitting import fit
+from DiffusionFMLib.prior.network import PriorNetwork
 from DiffusionFMLib.prior.sampling import sample
 from DiffusionFMLib.prior.weights import TrainedPrior, load_weights, save_weights, weights_file
 from DiffusionFMLib.settings import FitSettings
@@ -81,6 +83,17 @@ def test_a_factor_changes_standard_deviations_and_nothing_else(model: SignalMode
     assert not any(after.maps[name].data[~given.mask].any() for name in changed)
 
 
+def test_what_has_no_standard_deviation_gets_none() -> None:
+    given = scan()
+    found = fit(given, DTI(), PRIOR, SilentReport())
+    sd = found.maps["fa_sd"].data
+    sd[3, 3, 3] = MAX_ERROR
+    before = sd.copy()
+    constant(DTI(), features(found, given.gtab).shape[1], 0.5).apply_to(found, given.gtab)
+    assert sd[3, 3, 3] == MAX_ERROR
+    assert sd[3, 3, 4] == pytest.approx(0.5 * before[3, 3, 4])
+
+
 def test_features_are_of_the_tissue_and_not_of_the_unit() -> None:
     one, thousand = scan(), scan(1000.0)
     found = [features(fit(given, DTI(), PRIOR, SilentReport()), given.gtab) for given in (one, thousand)]
@@ -98,7 +111,8 @@ def test_features_are_of_the_tissue_and_not_of_the_unit() -> None:
 def test_samples_keep_their_own_spread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("DiffusionFMLib.prior.readout.SAMPLES", 1)
     monkeypatch.setattr("DiffusionFMLib.prior.readout.sample", partial(sample, levels=2))
-    given = scan()
+    whole = scan()
+    given = replace(whole, signal=whole.signal[:4, 1:5, :4], mask=whole.mask[:4, 1:5, :4])
     plain = plain_weights(DTI(), tmp_path)
     trained = load_weights(plain)
     path = tmp_path / "calibrated.safetensors"
@@ -139,12 +153,16 @@ def settings(pool: Path) -> TrainSettings:
     return TrainSettings(preset="tiny", anatomies=str(pool), device="cpu", calibrate=True, steps=2)
 
 
+def make_quick(patch: pytest.MonkeyPatch) -> None:
+    """Small scans, and one as good as the other: adaptation is slow."""
+    for name, value in {"ADAPTED": 1000, "STEPS": 50, "EDGE": 16, "MIN_VOXELS": 100}.items():
+        patch.setattr(training, name, value)
+
+
 @pytest.fixture(scope="module")
 def calibrated(settings: TrainSettings, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        # one scan is as good as the other here, and adaptation slow
-        patch.setattr(training, "ADAPTED", 1000)
-        patch.setattr(training, "STEPS", 50)
+        make_quick(patch)
         return train(replace(settings, out=str(tmp_path_factory.mktemp("run"))), SilentReport())
 
 
@@ -165,11 +183,17 @@ def test_the_command_calibrates_and_leaves_the_network_alone(calibrated: Path) -
 def test_a_calibration_in_pieces_and_of_calibrated_weights_is_the_same(
     settings: TrainSettings, calibrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "ADAPTED", 1000)
-    monkeypatch.setattr(training, "STEPS", 50)
+    make_quick(monkeypatch)
     again = replace(settings, out=str(tmp_path), start=str(calibrated))
     train(replace(again, steps=1), SilentReport())
     assert same(load_weights(train(again, SilentReport())), load_weights(calibrated))
+
+
+def test_a_folder_of_other_weights_is_left_alone(settings: TrainSettings, tmp_path: Path) -> None:
+    trained = load_weights(weights_file("", DTI()))
+    save_weights(tmp_path / "uncalibrated.safetensors", PriorNetwork(trained.network.shape), DTI(), {})
+    with pytest.raises(SettingsError, match="calibration of other weights"):
+        train(replace(settings, out=str(tmp_path)), SilentReport())
 
 
 def test_training_on_drops_the_calibration(settings: TrainSettings, calibrated: Path, tmp_path: Path) -> None:
@@ -181,7 +205,7 @@ def test_training_on_drops_the_calibration(settings: TrainSettings, calibrated: 
     assert not found.calibrations
 
 
-@pytest.mark.parametrize("wrong", [{"out": ""}, {"model": "encoder"}])
+@pytest.mark.parametrize("wrong", [{"out": ""}, {"model": "encoder"}, {"measured": True}])
 def test_what_cannot_be_calibrated_is_told(settings: TrainSettings, wrong: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"No folder|no option"):
         train(replace(replace(settings, out=str(tmp_path)), **wrong), SilentReport())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from math import log
 from pathlib import Path
 from typing import Final
@@ -18,12 +19,12 @@ from DiffusionFMLib.events import Report, SilentReport
 from DiffusionFMLib.fitting import fit as fit_voxels
 from DiffusionFMLib.fitting.uncertainty import MAX_ERROR
 from DiffusionFMLib.gradients import GradientTable
-from DiffusionFMLib.io import digest_of
+from DiffusionFMLib.io import digest_of, outputs
 from DiffusionFMLib.physics import METHODS, MODELS, LogLinearModel, SignalModel
 from DiffusionFMLib.prior.calibration import Calibration, calibrated_maps, features
 from DiffusionFMLib.prior.coordinates import WhitenedDesign, coordinates_of
 from DiffusionFMLib.prior.fitting import fit
-from DiffusionFMLib.prior.weights import carrier, load_weights, save_weights, weights_file
+from DiffusionFMLib.prior.weights import TrainedPrior, carrier, load_weights, save_weights, weights_file
 from DiffusionFMLib.settings import FitSettings
 from DiffusionFMLib.training.anatomies import WEIGHTS, Anatomy
 from DiffusionFMLib.training.examples import DENSE_DIRECTIONS, draw_crop, measured, noise_free_fit, noise_free_signal
@@ -31,6 +32,9 @@ from DiffusionFMLib.training.protocols import FAMILIES, Protocol
 from DiffusionFMLib.training.rendering import Contents, draw_contents
 from DiffusionFMLib.training.settings import PRESETS, TrainSettings
 from DiffusionFMLib.training.task import anatomies
+
+NOT_HERE: Final = ("sampler", "crop", "measured")
+"""Options that only training has."""
 
 SCANS: Final = 800
 EDGE, MARGIN = 28, 2
@@ -77,7 +81,8 @@ def calibrate(settings: TrainSettings, report: Report) -> Path:
     Raises
     ------
     SettingsError
-        If no folder is given, there is no prior for the model, or no scan to learn from.
+        If no folder is given, or that of other weights; if there is no prior for the model, or no scan to learn from;
+        or if an option of training is given.
     InputError
         If the weights cannot be read, or are another model's.
     """
@@ -85,14 +90,15 @@ def calibrate(settings: TrainSettings, report: Report) -> Path:
     if not settings.out or not isinstance(carried, LogLinearModel):
         msg = f"No folder for the calibration is given, or there is no prior for {carried.title}."
         raise SettingsError(msg, "Name a folder with --out, and choose another model.")
+    if unused := [name for name in NOT_HERE if getattr(settings, name) != getattr(TrainSettings, name)]:
+        msg = f"{' and '.join(unused)}: no option for --calibrate, which trains no network."
+        raise SettingsError(msg, "Leave it out, or train first.")
     start = weights_file(settings.start, carried)
     trained = load_weights(start, expected=carried)
     models = [model for model in MODELS.values() if "prior" in model.methods and carrier(model) == carried]
     folder = Path(settings.out)
     folder.mkdir(parents=True, exist_ok=True)
-    # an earlier calibration is not to be calibrated
-    plain = folder / "uncalibrated.safetensors"
-    save_weights(plain, trained.network, carried, trained.training)
+    plain = _uncalibrated(trained, folder)
     preset = PRESETS[settings.preset]
     pool = Path(settings.anatomies) if settings.anatomies else folder / "anatomies"
     groups = anatomies(preset.brains, preset.phantoms, settings.scans, pool, report)
@@ -102,10 +108,14 @@ def calibrate(settings: TrainSettings, report: Report) -> Path:
         report.progress(number, count, "Scans")
         if not file.is_file():
             rng = np.random.default_rng([settings.seed, number])
-            _save(file, _judged_scan(groups, carried, models, plain, number % ADAPTED == 0, rng))
+            adaptation = "none" if number % ADAPTED else "adapt"
+            fitting = FitSettings(method="prior", weights=str(plain), adaptation=adaptation, device=settings.device)
+            judged = _judged_scan(groups, models, fitting, rng)
+            with outputs.replacing(file) as temporary, temporary.open("wb") as stream:
+                np.savez(stream, **judged)  # type: ignore[arg-type]
         if time.monotonic() > end:
             break
-    done = [np.load(file) for file in kept if file.is_file()]
+    done = [_arrays(file) for file in kept if file.is_file()]
     calibrations = {model.name: _learned(model, done, settings.seed) for model in models}
     facts = {"scans": len(done), "seed": settings.seed, "weights": digest_of(start)}
     weights = folder / "prior.safetensors"
@@ -113,19 +123,26 @@ def calibrate(settings: TrainSettings, report: Report) -> Path:
     return weights
 
 
-def _save(path: Path, arrays: dict[str, NDArray[np.float32]]) -> None:
-    temporary = path.with_name(f".{path.name}.part.npz")
-    np.savez(temporary, **arrays)  # type: ignore[arg-type]
-    temporary.replace(path)
+def _uncalibrated(trained: TrainedPrior, folder: Path) -> Path:
+    """File of the network alone, since an earlier calibration is not to be calibrated; scans beside it are its fits."""
+    path = folder / "uncalibrated.safetensors"
+    if path.is_file():
+        there = load_weights(path).network.state_dict()
+        ours = trained.network.state_dict()
+        if there.keys() != ours.keys() or not all(torch.equal(value, there[name]) for name, value in ours.items()):
+            msg = f"{folder} holds the calibration of other weights."
+            raise SettingsError(msg, "Choose another folder with --out.")
+    save_weights(path, trained.network, trained.model, trained.training)
+    return path
+
+
+def _arrays(path: Path) -> dict[str, NDArray[np.float32]]:
+    with np.load(path) as stored:
+        return dict(stored)
 
 
 def _judged_scan(
-    groups: list[list[Anatomy]],
-    carried: LogLinearModel,
-    models: list[SignalModel],
-    weights: Path,
-    adapted: bool,
-    rng: np.random.Generator,
+    groups: list[list[Anatomy]], models: list[SignalModel], settings: FitSettings, rng: np.random.Generator
 ) -> dict[str, NDArray[np.float32]]:
     """Features of some voxels of a simulated scan, and the absolute errors of its maps over their standard deviations.
 
@@ -133,7 +150,7 @@ def _judged_scan(
     There are none where too little is brain.
     """
     fields, voxel_sizes = draw_crop(groups, EDGE, rng)
-    protocol = Protocol.draw(FAMILIES[carried.name], rng)
+    protocol = Protocol.draw(FAMILIES[carrier(models[0]).name], rng)
     contents = draw_contents(fields, voxel_sizes, rng)
     shape: tuple[int, int, int] = tuple(fields.shape[1:])  # type: ignore[assignment]
     signal = measured(contents, shape, protocol, rng).permute(1, 2, 3, 0).contiguous().numpy()
@@ -150,11 +167,7 @@ def _judged_scan(
     for model in models:
         if METHODS["prior"].unsupported(model, gtab):
             continue
-        settings = FitSettings(
-            model=model.name, method="prior", weights=str(weights), adaptation="adapt" if adapted else "none",
-            device="cpu",
-        )  # fmt: skip
-        found = fit(scan, model, settings, SilentReport())
+        found = fit(scan, model, replace(settings, model=model.name), SilentReport())
         true = _truth(contents, mask, protocol, model, affine)
         errors = []
         for name in calibrated_maps(model):
@@ -194,7 +207,7 @@ def _balanced(contents: Contents, mask: NDArray[np.bool_], rng: np.random.Genera
     return rng.choice(len(kinds), min(VOXELS, len(kinds)), replace=False, p=weight / weight.sum())
 
 
-def _learned(model: SignalModel, scans: list[np.lib.npyio.NpzFile], seed: int) -> Calibration:
+def _learned(model: SignalModel, scans: list[dict[str, NDArray[np.float32]]], seed: int) -> Calibration:
     """The factors by which the shares of errors in `QUANTILES` are within their intervals, whatever the features.
 
     Notes
