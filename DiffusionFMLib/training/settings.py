@@ -58,7 +58,8 @@ PRESETS: Final = {
     "base": PriorPreset(16, 20_000, 1e-3, 100, 100, "bf16-mixed", 48, 2, 2, 32, 4),
     "large": PriorPreset(32, 100_000, 1e-3, 200, 200, "bf16-mixed", 64, 3, 2, 32, 4),
 }
-"""Of the prior. tiny is for tests; small trains on a CPU in about 2 h, base on one GPU in about half an hour."""
+"""Of the prior. tiny is for tests; small trains on a CPU in about 2 h. base is meant for half an hour of one GPU, and
+large for more: neither has been timed yet."""
 
 ENCODER: Final = "encoder"
 """What stands in the place of a signal model where the encoder is trained; its presets, in `pretraining`, have the same
