@@ -53,6 +53,17 @@ def worker() -> Iterator[WorkerClient]:
         yield client
 
 
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the anatomies that the tiny preset trains on."""
+    from DiffusionFMLib.training.anatomies import random_phantom
+
+    folder = tmp_path_factory.mktemp("pool")
+    for seed in range(2):
+        random_phantom(seed).save(folder / f"random{seed:03d}.npz")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def scans() -> Path:
     """Folder of public real scans (`train/`, `test/`, `dicom/`); the test is skipped without it."""

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from DiffusionFMLib.acquisition import Acquisition
-from DiffusionFMLib.errors import SettingsError
+from DiffusionFMLib.errors import InputError, SettingsError
 from DiffusionFMLib.events import SilentReport
 from DiffusionFMLib.fitting.uncertainty import MAX_ERROR
 from DiffusionFMLib.gradients import GradientTable
@@ -141,14 +141,6 @@ def test_the_regression_finds_where_errors_are_large(monkeypatch: pytest.MonkeyP
 
 
 @pytest.fixture(scope="module")
-def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pool")
-    for seed in range(2):
-        random_phantom(seed).save(folder / f"random{seed:03d}.npz")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def settings(pool: Path) -> TrainSettings:
     return TrainSettings(preset="tiny", anatomies=str(pool), device="cpu", calibrate=True, steps=2)
 
@@ -187,6 +179,16 @@ def test_a_calibration_in_pieces_and_of_calibrated_weights_is_the_same(
     again = replace(settings, out=str(tmp_path), start=str(calibrated))
     train(replace(again, steps=1), SilentReport())
     assert same(load_weights(train(again, SilentReport())), load_weights(calibrated))
+
+
+def test_a_damaged_scan_is_named(
+    settings: TrainSettings, calibrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_quick(monkeypatch)
+    whole = next(calibrated.parent.glob("*scan0000.npz"))
+    (tmp_path / whole.name).write_bytes(whole.read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"scan0000.npz cannot be read.*Delete it"):
+        train(replace(settings, out=str(tmp_path), steps=1), SilentReport())
 
 
 def test_a_folder_of_other_weights_is_left_alone(settings: TrainSettings, tmp_path: Path) -> None:

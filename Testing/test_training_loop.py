@@ -45,14 +45,6 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pool")
-    for seed in range(2):
-        random_phantom(seed).save(folder / f"random{seed:03d}.npz")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def examples() -> list[Example]:
     """Two without a look at the truth, two with one."""
     makers = [ExampleMaker([[random_phantom(0)]], DTI(), COORDINATES, 16, 2, looks, CPU) for looks in (0.0, 1.0)]

@@ -36,6 +36,9 @@ FAR: Final = 4.0
 AROUND: Final = 3
 """Edge of a voxel's surroundings, voxels."""
 
+CHUNK: Final = 1 << 17
+"""Voxels that factors are made for at once."""
+
 FLOOR: Final = 1e-9
 """Of what a logarithm is taken of."""
 
@@ -75,8 +78,16 @@ class Calibration(nn.Module):
 
     @torch.no_grad()
     def apply_to(self, found: Fit, gtab: GradientTable) -> None:
-        """Multiply the standard deviations of a fit by their factors; `MAX_ERROR`, where there is none, stays."""
-        factors = self(features(found, gtab)).exp().numpy()
+        """Multiply the standard deviations of a fit by their factors; `MAX_ERROR`, where there is none, stays.
+
+        Parameters
+        ----------
+        found : Fit
+            By the prior; its maps are changed.
+        gtab : GradientTable
+            Of the scan.
+        """
+        factors = torch.cat([self(part).exp() for part in features(found, gtab).split(CHUNK)]).numpy()
         for name, factor in zip(self.names, factors.T, strict=True):
             image = found.maps[f"{name}_sd"].data
             sd = image[found.mask]
@@ -132,7 +143,7 @@ def features(found: Fit, gtab: GradientTable) -> Tensor:
         float("adaptation" in found.provenance),
     ]
     columns += [np.full(len(columns[0]), value) for value in of_the_scan]
-    return torch.from_numpy(np.stack(columns, axis=1).astype(np.float32))
+    return torch.from_numpy(np.stack(columns, axis=1, dtype=np.float32, casting="same_kind"))
 
 
 def _log(values: NDArray[np.float32]) -> NDArray[np.float32]:

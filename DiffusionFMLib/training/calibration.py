@@ -7,6 +7,7 @@ from dataclasses import replace
 from math import log
 from pathlib import Path
 from typing import Final
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from DiffusionFMLib.acquisition import Acquisition
-from DiffusionFMLib.errors import SettingsError
+from DiffusionFMLib.errors import InputError, SettingsError
 from DiffusionFMLib.events import Report, SilentReport
 from DiffusionFMLib.fitting import fit as fit_voxels
 from DiffusionFMLib.fitting.uncertainty import MAX_ERROR
@@ -53,7 +54,7 @@ FEW: Final = 50
 """Voxels of a kind of tissue that count for little more than one."""
 
 VOXELS: Final = 4000
-"""That are kept of a scan, of each kind of tissue about as many."""
+"""That are kept of a scan, of each kind of tissue in proportion to the root of how often it is."""
 
 MIN_VOXELS: Final = 3000
 """In the brain: other scans are nearly all border, and left out."""
@@ -74,8 +75,8 @@ def calibrate(settings: TrainSettings, report: Report) -> Path:
     Parameters
     ----------
     settings : TrainSettings
-        `start` names the weights. Scans that are in the folder already are kept: the same settings give the same
-        weights, in however many pieces they are made.
+        `start` names the weights. Scans of that seed that are in the folder already are kept: the same settings give
+        the same weights, in however many pieces they are made.
     report : Report
 
     Raises
@@ -84,12 +85,15 @@ def calibrate(settings: TrainSettings, report: Report) -> Path:
         If no folder is given, or that of other weights; if there is no prior for the model, or no scan to learn from;
         or if an option of training is given.
     InputError
-        If the weights cannot be read, or are another model's.
+        If the weights, or a scan in the folder, cannot be read, or the weights are another model's.
     """
+    if not settings.out:
+        msg = "No folder for the calibration is given."
+        raise SettingsError(msg, "Name one with --out.")
     carried = MODELS[settings.model]
-    if not settings.out or not isinstance(carried, LogLinearModel):
-        msg = f"No folder for the calibration is given, or there is no prior for {carried.title}."
-        raise SettingsError(msg, "Name a folder with --out, and choose another model.")
+    if not isinstance(carried, LogLinearModel):
+        msg = f"There is no prior for {carried.title}."
+        raise SettingsError(msg, "Choose another model.")
     if unused := [name for name in NOT_HERE if getattr(settings, name) != getattr(TrainSettings, name)]:
         msg = f"{' and '.join(unused)}: no option for --calibrate, which trains no network."
         raise SettingsError(msg, "Leave it out, or train first.")
@@ -103,7 +107,7 @@ def calibrate(settings: TrainSettings, report: Report) -> Path:
     pool = Path(settings.anatomies) if settings.anatomies else folder / "anatomies"
     groups = anatomies(preset.brains, preset.phantoms, settings.scans, pool, report)
     count, end = settings.steps or SCANS, time.monotonic() + 60 * (settings.minutes or np.inf)
-    kept = [folder / f"scan{number:04d}.npz" for number in range(count)]
+    kept = [folder / f"seed{settings.seed}-scan{number:04d}.npz" for number in range(count)]
     for number, file in enumerate(kept):
         report.progress(number, count, "Scans")
         if not file.is_file():
@@ -137,8 +141,13 @@ def _uncalibrated(trained: TrainedPrior, folder: Path) -> Path:
 
 
 def _arrays(path: Path) -> dict[str, NDArray[np.float32]]:
-    with np.load(path) as stored:
-        return dict(stored)
+    """What `_judged_scan` found, from a file."""
+    try:
+        with np.load(path) as stored:
+            return dict(stored)
+    except (OSError, ValueError, BadZipFile) as error:
+        msg = f"The simulated scan {path} cannot be read: {error}."
+        raise InputError(msg, "Delete it: it is made again.") from error
 
 
 def _judged_scan(
@@ -197,7 +206,7 @@ def _truth(
 
 
 def _balanced(contents: Contents, mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.intp]:
-    """Some of the masked voxels: each kind of tissue counts as the square root of how often it is."""
+    """Numbers of some of the masked voxels: each kind of tissue counts as the root of how often it is."""
     white, grey, fluid = (part.numpy()[mask.ravel()] for part in (
         contents.fields[0] + contents.fields[1], contents.fields[2], contents.fields[3]
     ))  # fmt: skip

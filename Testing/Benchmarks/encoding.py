@@ -6,16 +6,13 @@ There is no peer that runs here: the public code of the paper has no weights and
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
-from growth import resident
+from growth import measured_apart, resident
 
 from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.encoder.checkpoint import TrainedEncoder
@@ -92,10 +89,7 @@ def measure() -> None:
 
 def rows() -> list[EncodingRow]:
     """Lines of the table."""
-    here = Path(__file__).resolve()
-    code = f"import sys; sys.path.insert(0, {str(here.parent)!r}); import encoding; encoding.measure()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=here.parents[2])
-    return [EncodingRow(**row) for row in json.loads(done.stdout.splitlines()[-1])]
+    return [EncodingRow(**row) for row in measured_apart("encoding")]
 
 
 def show(table: list[EncodingRow]) -> None:

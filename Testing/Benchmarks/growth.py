@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +30,14 @@ def peak_memory(acquisition: Acquisition, model: str, method: str) -> float | No
         np.savez(path, signal=acquisition.signal, mask=acquisition.mask, bvals=gtab.bvals, bvecs=gtab.bvecs)
         command = [sys.executable, __file__, str(path), model, method]
         return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def measured_apart(module: str) -> list[dict[str, Any]]:
+    """What `measure` of a module here prints as JSON, last, in a fresh process."""
+    here = Path(__file__).resolve()
+    code = f"import sys; sys.path.insert(0, {str(here.parent)!r}); import {module}; {module}.measure()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=here.parents[2])
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main(path: str, model: str, method: str) -> None:

@@ -6,16 +6,13 @@ There is no peer: what else makes maps of a voxel's neighbours too trains for ho
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import dki
 import torch
-from growth import resident
+from growth import measured_apart, resident
 from phantom import phantom
 
 from DiffusionFMLib.acquisition import Acquisition
@@ -73,10 +70,7 @@ def _fits(scan: Acquisition, model: str, device: str) -> Iterator[PriorRow]:
 
 def rows() -> list[PriorRow]:
     """Lines of the table."""
-    here = Path(__file__).resolve()
-    code = f"import sys; sys.path.insert(0, {str(here.parent)!r}); import prior; prior.measure()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=here.parents[2])
-    return [PriorRow(**row) for row in json.loads(done.stdout.splitlines()[-1])]
+    return [PriorRow(**row) for row in measured_apart("prior")]
 
 
 def show(table: list[PriorRow]) -> None:
