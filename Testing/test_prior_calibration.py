@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.errors import InputError, SettingsError
-from DiffusionFMLib.events import SilentReport
+from DiffusionFMLib.events import Artifact, Cancelled, Event, Progress, SilentReport
 from DiffusionFMLib.fitting.uncertainty import MAX_ERROR
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.physics import DKI, DTI, NODDI, SignalModel
@@ -25,7 +28,8 @@ from DiffusionFMLib.prior.weights import TrainedPrior, load_weights, save_weight
 from DiffusionFMLib.settings import FitSettings
 from DiffusionFMLib.training import calibration as training
 from DiffusionFMLib.training.anatomies import random_phantom
-from DiffusionFMLib.training.command import train
+from DiffusionFMLib.training.calibration import UNCALIBRATED
+from DiffusionFMLib.training.command import run_training, train
 from DiffusionFMLib.training.settings import TrainSettings
 
 PRIOR = FitSettings(method="prior", device="cpu", adaptation="none")
@@ -179,6 +183,27 @@ def test_a_calibration_in_pieces_and_of_calibrated_weights_is_the_same(
     again = replace(settings, out=str(tmp_path), start=str(calibrated))
     train(replace(again, steps=1), SilentReport())
     assert same(load_weights(train(again, SilentReport())), load_weights(calibrated))
+
+
+def test_weights_whose_calibration_is_not_whole_are_told(calibrated: Path, tmp_path: Path) -> None:
+    tensors, path = load_file(calibrated), tmp_path / "broken.safetensors"
+    del tensors["calibration.dti.centre"]
+    with safe_open(calibrated, "pt") as stored:
+        save_file(tensors, path, metadata=stored.metadata())
+    with pytest.raises(InputError, match=r"not complete.*centre.*Choose"):
+        load_weights(path)
+
+
+def test_what_a_cancelled_calibration_has_is_kept_and_told(settings: TrainSettings, tmp_path: Path) -> None:
+    cancelled, told = threading.Event(), []
+
+    def sink(event: Event) -> None:
+        told.append(event)
+        if isinstance(event, Progress) and event.stage == "Scans":
+            cancelled.set()
+
+    assert isinstance(run_training(replace(settings, out=str(tmp_path)), sink, cancelled), Cancelled)
+    assert [Path(event.path) for event in told if isinstance(event, Artifact)] == [tmp_path / UNCALIBRATED]
 
 
 def test_a_damaged_scan_is_named(

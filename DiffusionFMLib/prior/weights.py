@@ -124,9 +124,14 @@ def load_weights(path: Path, device: torch.device | None = None, expected: Signa
     if not isinstance(model, LogLinearModel):
         msg = f"{path} is for {model.title}, for which there is no prior."
         raise InputError(msg, "Choose weights of another model.")
-    calibrations = _calibrations(tensors)
-    network = PriorNetwork(NetworkShape(**header["shape"]))
-    network.load_state_dict({name: value for name, value in tensors.items() if not name.startswith(CALIBRATION)})
+    try:
+        calibrations = _calibrations(tensors)
+        network = PriorNetwork(NetworkShape(**header["shape"]))
+        network.load_state_dict({name: value for name, value in tensors.items() if not name.startswith(CALIBRATION)})
+    except (KeyError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        msg = f"The prior's weights {path} are not complete, or not of the shape that they name: {reason}"
+        raise InputError(msg, "Choose a .safetensors file that training wrote.") from error
     network.to(device=device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     network.eval()
     return TrainedPrior(network, model, coordinates_of(model), header["training"], None, calibrations)

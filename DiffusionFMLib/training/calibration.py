@@ -37,6 +37,9 @@ from DiffusionFMLib.training.task import anatomies
 NOT_HERE: Final = ("sampler", "crop", "measured")
 """Options that only training has."""
 
+UNCALIBRATED: Final = "uncalibrated.safetensors"
+"""Beside the scans that were fitted with it."""
+
 SCANS: Final = 800
 EDGE, MARGIN = 28, 2
 """Of a scan, voxels, and how many at each face are only there as neighbours."""
@@ -129,7 +132,7 @@ def calibrate(settings: TrainSettings, report: Report) -> Path:
 
 def _uncalibrated(trained: TrainedPrior, folder: Path) -> Path:
     """File of the network alone, since an earlier calibration is not to be calibrated; scans beside it are its fits."""
-    path = folder / "uncalibrated.safetensors"
+    path = folder / UNCALIBRATED
     if path.is_file():
         there = load_weights(path).network.state_dict()
         ours = trained.network.state_dict()

@@ -23,9 +23,10 @@ def run_training(settings: TrainSettings, sink: Callable[[Event], None], cancell
         sink(Result("train", {"out": settings.out, "files": [weights.name]}))
         terminal = Finished("train", time.monotonic() - begun)
     except JobCancelled:
+        from DiffusionFMLib.training.calibration import UNCALIBRATED
         from DiffusionFMLib.training.loop import CHECKPOINT
 
-        checkpoint = Path(settings.out) / CHECKPOINT
+        checkpoint = Path(settings.out) / (UNCALIBRATED if settings.calibrate else CHECKPOINT)
         if checkpoint.is_file():
             sink(Artifact("train", str(checkpoint), "checkpoint", checkpoint.stem, "The run so far"))
         terminal = Cancelled("train")
