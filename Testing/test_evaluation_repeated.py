@@ -53,6 +53,13 @@ def test_least_squares_are_as_far_apart_as_their_errors_say(scan: Acquisition) -
     assert len(methods["fluid", "fa", PRIOR]) == 5
 
 
+def test_a_judge_without_volumes_is_told(scan: Acquisition) -> None:
+    with pytest.raises(SystemExit, match=r"leaves 2 b0s and 5 directions.*fewer --directions"):
+        compared(scan, 15, range(1), weights_file("", DTI()))
+    with pytest.raises(SystemExit, match=r"leaves 0 b0s and 14 directions.*several b0s"):
+        compared(scan.subset(np.arange(2, 23), "one b0"), 6, range(1), weights_file("", DTI()))
+
+
 def test_a_shell_is_taken_with_the_b0s_and_without_what_has_no_signal(scan: Acquisition, tmp_path: Path) -> None:
     signal = scan.signal.copy()
     signal[0, 0, 0] = 0

@@ -10,7 +10,6 @@ real scans, and of simulated heads that no training saw, at about as much noise,
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +58,7 @@ def surrounded(white: NDArray[np.bool_]) -> float:
 
 
 def row_of(name: str, scan: Acquisition, mask: NDArray[np.bool_], sigma: NDArray) -> list[str]:
-    """What is found in a scan's white matter."""
+    """What the table tells of a scan's white matter; `sigma`, shape (V,), is the noise of the mask's voxels."""
     found = maps(least_squares(scan, mask, sigma, ridge=True))
     white, v1 = np.zeros(mask.shape, bool), np.zeros((*mask.shape, 3))
     white[mask] = (found["fa"] > MIN_FA) & (found["md"] * 1e3 < MAX_TISSUE_MD)
@@ -85,7 +84,7 @@ def main() -> None:
             scan = read_acquisition(ScanSettings(dwi=str(path)), SilentReport())
             mask = brain_mask(scan)
             if noise := estimate_noise(scan, mask):
-                table.add_row(*row_of(name.split("/")[1], replace(scan, mask=mask), mask, noise.sigma_map[mask]))
+                table.add_row(*row_of(name.split("/")[1], scan, mask, noise.sigma_map[mask]))
     for number, head in enumerate(heads(arguments.heads)):
         for directions, snr in SIMULATED:
             one = Scan.of(head, protocol(directions, snr), 0)

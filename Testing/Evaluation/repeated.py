@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,13 +34,11 @@ from DiffusionFMLib.settings import ScanSettings
 
 SCAN = SCANS / "mrtrix_msmt_3shell_crop" / "dwi.nii.gz"
 
+MIN_SPARED = 6
+"""Directions of the judge, for a tensor."""
+
 FLUID_MD = 2.0
 """um2/ms."""
-
-
-def part_of(scan: Acquisition, volumes: NDArray) -> Acquisition:
-    """A scan of some of its volumes."""
-    return replace(scan, signal=np.ascontiguousarray(scan.signal[..., volumes]), gtab=scan.gtab.subset(volumes))
 
 
 def shell_of(path: Path, bval: float) -> Acquisition:
@@ -49,7 +46,7 @@ def shell_of(path: Path, bval: float) -> Acquisition:
     scan = read_acquisition(ScanSettings(dwi=str(path)), SilentReport())
     shell = min(scan.gtab.shells, key=lambda shell: abs(shell.bval - bval))
     volumes = np.sort(np.r_[np.flatnonzero(scan.gtab.b0_mask), np.array(shell.indices)])
-    return part_of(scan.with_mask(scan.signal[..., scan.gtab.b0_mask].mean(-1) > 0), volumes)
+    return scan.with_mask(scan.signal[..., scan.gtab.b0_mask].mean(-1) > 0).subset(volumes, "a shell")
 
 
 def compared(
@@ -57,22 +54,43 @@ def compared(
 ) -> tuple[dict[tuple[str, str], float], dict[tuple[str, str, str], NDArray]]:
     """How far every method is from the judge when so many directions are given, medians over draws of them.
 
+    Parameters
+    ----------
+    scan : Acquisition
+        Of one shell, with a mask.
+    count : int
+        Directions that are given, with the first b0.
+    seeds : range
+        Of the draws.
+    weights : path
+        Of the prior.
+
     Returns
     -------
     judges : dict of float
-        Median standard deviation of the judge, by place and map.
+        Median standard deviation of the judge, by place and map; FA, and MD in um2/ms.
     methods : dict of array, shape (3,) or (5,)
         RMSE, bias, correlation, and of the prior how often its 50 % and 90 % intervals hold the judge; by place, map
         and method.
+
+    Raises
+    ------
+    SystemExit
+        If too little is left for the judge.
     """
+    b0s, spared = int(scan.gtab.b0_mask.sum()) - 1, int((~scan.gtab.b0_mask).sum()) - count
+    if b0s < 1 or spared < MIN_SPARED:
+        msg = f"{scan.name} ({scan.gtab.summary()}) leaves {b0s} b0s and {spared} directions to the judge, which needs "
+        raise SystemExit(f"{msg}1 and {MIN_SPARED}. Give fewer --directions, or a scan with several b0s.")
     if scan.mask is None or (noise := estimate_noise(scan, scan.mask)) is None:
-        msg = f"{scan.name} has no mask, or its noise cannot be estimated."
+        msg = f"{scan.name} has no mask, or its noise cannot be estimated. Give another scan."
         raise SystemExit(msg)
     sigma = noise.sigma_map[scan.mask]
     judges, methods = defaultdict(list), defaultdict(list)
     for seed in seeds:
         chosen = well_conditioned(scan.gtab, count, np.random.default_rng(seed))
-        given, others = part_of(scan, chosen), part_of(scan, np.setdiff1d(np.arange(len(scan.gtab)), chosen))
+        given = scan.subset(chosen, "given")
+        others = scan.subset(np.setdiff1d(np.arange(len(scan.gtab)), chosen), "the judge's")
         theta = least_squares(others, scan.mask, sigma, ridge=False)
         judge, own = scalars(theta), wls_errors(theta, others.gtab, sigma)
         tissue = judge["md"] < MAX_TISSUE_MD
