@@ -20,7 +20,7 @@ MAX_LINES = 450
 # package has to be given its place here.
 LAYERS = (
     {"errors", "fused"},
-    {"events", "gradients", "stored_weights"},
+    {"events", "gradients", "layout", "stored_weights"},
     {"acquisition", "maps"},
     {"physics"},
     {"settings"},

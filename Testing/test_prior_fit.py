@@ -11,8 +11,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
 from numpy.typing import NDArray
 from safetensors.torch import save_file
+from scipy.spatial.transform import Rotation
 from worker_client import write_small_scan
 
 from DiffusionFMLib.acquisition import Acquisition
@@ -154,13 +156,8 @@ def test_maps_are_those_declared(brain, six):
 # --- geometry --------------------------------------------------------------------------------------------------
 
 
-def oblique() -> NDArray[np.float64]:
-    axes = np.linalg.qr(np.random.default_rng(2).normal(size=(3, 3)))[0]
-    return axes * np.linalg.det(axes)
-
-
-@pytest.mark.parametrize("axes", [oblique(), np.diag([-1.0, 1, 1])], ids=["oblique", "left-handed"])
-def test_orientation_turns_directions_and_nothing_else(axes):
+def test_an_oblique_grid_turns_directions_and_nothing_else():
+    axes = Rotation.from_rotvec([0.3, -0.2, 0.35]).as_matrix()
     affine = np.eye(4)
     affine[:3, :3] = 2 * axes
     straight = fit(block(), MODEL, PRIOR, SilentReport()).maps
@@ -173,14 +170,26 @@ def test_orientation_turns_directions_and_nothing_else(axes):
     assert np.abs(straight["v1"].data[6:, ..., 0]).mean() > 0.98
 
 
-def test_variances_turn_with_the_tensor():
-    """An axis-swapped image has AD and RD, and how sure they are, where the straight one has them."""
-    swap = np.eye(3)[[1, 0, 2]]
-    affine = np.eye(4)
-    affine[:3, :3] = 2 * swap
-    straight = fit(block(), MODEL, PRIOR, SilentReport()).maps
-    turned = fit(block(affine=affine, axes=swap), MODEL, PRIOR, SilentReport()).maps
-    np.testing.assert_allclose(turned["ad_sd"].data, straight["ad_sd"].data, rtol=2e-3)
+@pytest.mark.parametrize(
+    ("stored", "adaptation"), [("LPS", "none"), ("SAR", "none"), ("PSR", "none"), ("AIL", "adapt")]
+)
+def test_how_a_scan_is_stored_changes_nothing(stored, adaptation):
+    """Axes in any order and sense, of either hand: the same values in the same places of the patient."""
+    settings = replace(PRIOR, adaptation=adaptation)
+    plain = block(count=6)
+    image = nib.Nifti1Image(plain.signal, plain.affine)
+    turn = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(stored))
+    other = image.as_reoriented(turn)
+    mask = np.ones(other.shape[:3], bool)
+    found = fit(
+        replace(plain, signal=other.get_fdata(), affine=other.affine, mask=mask), MODEL, settings, SilentReport()
+    )
+    for name, expected in fit(plain, MODEL, settings, SilentReport()).maps.items():
+        assert found.maps[name].affine == pytest.approx(other.affine)
+        turned = apply_orientation(expected.data, turn)
+        np.testing.assert_allclose(found.maps[name].data, turned, rtol=1e-4, atol=1e-5, err_msg=name)
+    tensors = found.maps["tensor"].data[mask]
+    np.testing.assert_allclose(found.parameters[:, :6] * 1e-3, tensors, rtol=1e-4, atol=1e-9)
 
 
 # --- what goes in ----------------------------------------------------------------------------------------------

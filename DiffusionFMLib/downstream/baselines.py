@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from DiffusionFMLib.acquisition import Acquisition
-from DiffusionFMLib.encoder.slabs import MAX_RATIO, Layout
+from DiffusionFMLib.encoder.slabs import MAX_RATIO
 from DiffusionFMLib.errors import InputError, ProtocolError
 from DiffusionFMLib.events import SilentReport
 from DiffusionFMLib.fitting.estimate import fit
 from DiffusionFMLib.gradients import GradientTable
+from DiffusionFMLib.layout import Layout
 from DiffusionFMLib.physics import DTI
 from DiffusionFMLib.settings import FitSettings
 
@@ -118,5 +119,5 @@ def _mask(acquisition: Acquisition) -> NDArray[np.bool_]:
 
 def _along_axes(acquisition: Acquisition, maps: NDArray) -> NDArray:
     """Maps, shape (C, X, Y, Z), along the patient's axes."""
-    turned = Layout.of(acquisition, "scanner").turned(np.moveaxis(maps, 0, -1))
+    turned = Layout.of(acquisition.affine, acquisition.shape).turned(np.moveaxis(maps, 0, -1))
     return np.ascontiguousarray(np.moveaxis(turned, -1, 0))

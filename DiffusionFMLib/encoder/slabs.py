@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final
 
 import numpy as np
 import torch
@@ -16,57 +15,10 @@ from DiffusionFMLib.encoder.embedding import patch_centres, patch_rows
 from DiffusionFMLib.encoder.shape import EncoderShape
 from DiffusionFMLib.errors import InputError, ProtocolError
 from DiffusionFMLib.gradients import GradientTable, listed
+from DiffusionFMLib.layout import Layout, Scalar
 
 MAX_RATIO: Final = 1.5
 """Signal over the mean b0 is clipped to it."""
-
-RAS: Final = np.array([[0, 1], [1, 1], [2, 1]])
-"""Orientation of arrays whose axes run to right, anterior and superior, as nibabel writes it."""
-
-Scalar = TypeVar("Scalar", bound=np.generic)
-
-
-@dataclass(frozen=True, eq=False)
-class Layout:
-    """Which way a scan's axes run, and which way those of the grid of patches do.
-
-    Parameters
-    ----------
-    turn : array, shape (3, 2)
-        Orientation of the scan's axes, as nibabel writes it; `RAS` where they stay.
-    affine : array, shape (4, 4), float64
-        Voxel to RAS mm after turning.
-    """
-
-    turn: NDArray[np.float64]
-    affine: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, acquisition: Acquisition, axes: str) -> Layout:
-        """For a network's `EncoderShape.axes`."""
-        from nibabel.orientations import inv_ornt_aff, io_orientation
-
-        turn = io_orientation(acquisition.affine) if axes == "scanner" else RAS
-        return cls(turn, acquisition.affine @ inv_ornt_aff(turn, acquisition.shape))
-
-    def turned(self, values: NDArray[Scalar]) -> NDArray[Scalar]:
-        """View of an array, shape (X, Y, Z, ...), along the grid's axes."""
-        from nibabel.orientations import apply_orientation
-
-        return apply_orientation(values, self.turn)
-
-    def restored(self, values: NDArray[Scalar]) -> NDArray[Scalar]:
-        """The inverse of `turned`."""
-        from nibabel.orientations import apply_orientation, ornt_transform
-
-        return apply_orientation(values, ornt_transform(RAS, self.turn))
-
-    def voxel(self, ijk: Sequence[int], size: Sequence[int]) -> tuple[int, int, int]:
-        """Where a voxel of the scan lies in turned arrays of that size, shape (3,)."""
-        found = [0, 0, 0]
-        for index, (axis, sign) in zip(ijk, self.turn.astype(int), strict=True):
-            found[axis] = int(index) if sign > 0 else size[axis] - 1 - int(index)
-        return found[0], found[1], found[2]
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +76,10 @@ class ScanSlabs:
         self, acquisition: Acquisition, shape: EncoderShape, shift: tuple[int, int, int], with_b0: bool
     ) -> None:
         gtab = acquisition.gtab
-        self.shape, self.layout = shape, Layout.of(acquisition, shape.axes)
+        affine = acquisition.affine
+        scanner = shape.axes == "scanner"
+        self.shape = shape
+        self.layout = Layout.of(affine, acquisition.shape) if scanner else Layout.as_stored(affine)
         if not gtab.b0_mask.any():
             msg = f"{acquisition.name} has no b0, by which the encoder divides its signal."
             raise ProtocolError(msg, "Choose a scan with one.")

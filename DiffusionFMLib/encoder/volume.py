@@ -15,11 +15,12 @@ from DiffusionFMLib.encoder.attention import check_attention, working_bytes
 from DiffusionFMLib.encoder.checkpoint import TrainedEncoder
 from DiffusionFMLib.encoder.embedding import EncoderProtocol
 from DiffusionFMLib.encoder.shape import EncoderShape
-from DiffusionFMLib.encoder.slabs import Scalar, ScanSlabs
+from DiffusionFMLib.encoder.slabs import ScanSlabs
 from DiffusionFMLib.errors import DeviceError
 from DiffusionFMLib.events import Report
 from DiffusionFMLib.fitting.device import cpu_workers, one_thread_per_operation
 from DiffusionFMLib.fitting.tiles import for_each_tile
+from DiffusionFMLib.layout import Scalar
 
 CPU_TOKENS: Final = 2048
 """Tokens that go through half a block at once on the CPU: more leave the cache."""

@@ -21,7 +21,7 @@ from DiffusionFMLib.fitting.device import one_thread_per_operation
 from DiffusionFMLib.fitting.tiles import for_each_tile
 from DiffusionFMLib.overlays.cells import Cells, half_patch
 from DiffusionFMLib.overlays.memory import slabs_at_once, thinned, volume_bytes, working_bytes
-from DiffusionFMLib.preprocessing.noise import estimate_noise, noise_between_neighbours
+from DiffusionFMLib.preprocessing.noise import estimate_noise, noise_in_blocks
 
 MIN_VOLUMES: Final = 4
 """With fewer, there is hardly anything to expect from."""
@@ -85,7 +85,7 @@ def surprise(
 def noise_over_b0(acquisition: Acquisition) -> NDArray[np.float32]:
     """Standard deviation of the signal over the mean b0, shape (X, Y, Z); 0 outside the mask."""
     mask = acquisition.mask if acquisition.mask is not None else np.ones(acquisition.shape, bool)
-    noise = estimate_noise(acquisition, mask) or noise_between_neighbours(acquisition, mask)
+    noise = estimate_noise(acquisition, mask) or noise_in_blocks(acquisition, mask)
     b0 = acquisition.signal[..., acquisition.gtab.b0_mask].mean(-1)
     ratio = np.zeros(acquisition.shape, np.float32)
     np.divide(noise.sigma_map, b0, out=ratio, where=mask & (b0 > 0))

@@ -16,10 +16,12 @@ from DiffusionFMLib.events import Report
 from DiffusionFMLib.fitting.contract import MAX_RESIDUAL, FitOptions, maps_in_rows
 from DiffusionFMLib.fitting.device import choose_device, one_thread_per_operation
 from DiffusionFMLib.fitting.estimate import DEFAULTS, Fit, Output, provenance_of, usable_voxels
+from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.io import digest_of
+from DiffusionFMLib.layout import Layout
 from DiffusionFMLib.maps import DATA_FRACTION, DISAGREEMENT, RESIDUAL, STATUS, FitStatus, standard_deviation
 from DiffusionFMLib.physics import METHODS, SignalModel
-from DiffusionFMLib.preprocessing.noise import NoiseEstimate, estimate_noise, noise_between_neighbours
+from DiffusionFMLib.preprocessing.noise import NoiseEstimate, estimate_noise, noise_in_blocks
 from DiffusionFMLib.prior.adaptation import adapt, can_adapt
 from DiffusionFMLib.prior.disagreement import empirical_null, in_sigma
 from DiffusionFMLib.prior.estimate import PriorEstimate, ScanPosterior, estimate
@@ -73,9 +75,13 @@ def fit(
     gtab = acquisition.gtab
     if problem := METHODS[settings.method].unsupported(model, gtab):
         raise ProtocolError(problem, "Choose another method, or a scan that has them.")
-    mask = np.ones(acquisition.shape, bool) if acquisition.mask is None else acquisition.mask
+    brain = np.ones(acquisition.shape, bool) if acquisition.mask is None else acquisition.mask
+    # along the axes nearest to the patient's, so that how a scan is stored changes nothing
+    layout = Layout.of(acquisition.affine, acquisition.shape)
+    mask = layout.turned(brain)
+    scan = replace(acquisition, signal=layout.turned(acquisition.signal), affine=layout.affine, mask=None)
     usable = np.zeros_like(mask)
-    usable[mask] = usable_voxels(torch.from_numpy(acquisition.signal[mask].T), gtab, options.min_signal).numpy()
+    usable[mask] = usable_voxels(torch.from_numpy(scan.signal[mask].T), gtab, options.min_signal).numpy()
     if not usable.any():
         msg = f"The brain mask of {acquisition.name} is empty, or there is no signal in it."
         raise InputError(msg, "Draw one, or let it be made automatically.")
@@ -83,22 +89,22 @@ def fit(
     # the last one is sampled, where samples are asked for
     paths = weights_files(settings.weights, model, settings.adaptation == "sample")
     priors = [load_weights(path, device, carrier(model)) for path in paths]
-    noise = _noise_of(acquisition, usable, report)
-    output = Output(model, METHODS[settings.method].map_specs(model, False), mask, _places(mask))
+    noise = _noise_of(scan, usable, report)
+    output = Output(model, METHODS[settings.method].map_specs(model, False), brain, _places(layout, brain))
     # most of the time goes into many small operations
     with one_thread_per_operation():
         try:
-            found, readout, adapted = _estimate(acquisition, usable, noise, priors, model, settings, report, device)
+            found, readout, adapted = _estimate(scan, usable, noise, priors, model, settings, report, device)
         except torch.cuda.OutOfMemoryError:
             torch.cuda.empty_cache()
             report.warning("gpu-memory", "The GPU has too little free memory; the fit starts again on the CPU.")
             for trained in priors:
                 trained.network.cpu()
             cpu = torch.device("cpu")
-            found, readout, adapted = _estimate(acquisition, usable, noise, priors, model, settings, report, cpu)
+            found, readout, adapted = _estimate(scan, usable, noise, priors, model, settings, report, cpu)
         _warn_of_what_is_no_brain(found, noise, report)
         null = _null(found, len(gtab), report)
-        _write(output, acquisition, usable, found, readout, null, report)
+        _write(output, gtab, scan.signal[mask], usable[mask], found, readout, null, report)
     facts = {
         "weights": [
             {"file": path.name, "sha256": digest_of(path), "training": trained.training}
@@ -128,13 +134,17 @@ def _noise_of(acquisition: Acquisition, mask: NDArray[np.bool_], report: Report)
         return noise
     report.warning(
         "noise",
-        "This protocol repeats too little to tell noise from anatomy: the noise level comes from differences between "
-        "neighbouring voxels, and standard deviations and disagreement are rough.",
+        "This protocol repeats too little to tell noise from anatomy voxel by voxel: the noise level comes from small "
+        "blocks of voxels, and standard deviations and disagreement are rough.",
     )
-    noise = noise_between_neighbours(acquisition, mask)
+    noise = noise_in_blocks(acquisition, mask)
     if not noise.sigma > 0:
-        msg = f"{acquisition.name} has no noise, by which the prior weighs its measurements."
-        raise InputError(msg, "Choose another method, or a scan that was neither made nor denoised by a program.")
+        msg = (
+            f"{acquisition.name} has no noise in blocks of 3 x 3 x 3 voxels of its mask, by which the prior weighs it."
+        )
+        raise InputError(
+            msg, "Choose another method, a larger mask, or a scan that was neither made nor denoised by a program."
+        )
     return noise
 
 
@@ -175,9 +185,10 @@ def _adapted(scan: ScanPosterior, seed: int, report: Report) -> dict[str, Any]:
     return adjustment.to_dict()
 
 
-def _places(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """Position of each voxel of a mask, in its C order, in an array of its shape in Fortran order."""
-    return np.ravel_multi_index(np.nonzero(mask), mask.shape, order="F")
+def _places(layout: Layout, mask: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Position of a mask's voxels, in the C order of the turned mask, in an array of its shape in Fortran order."""
+    positions = np.arange(mask.size).reshape(mask.shape, order="F")
+    return layout.turned(positions)[layout.turned(mask)]
 
 
 def _warn_of_what_is_no_brain(found: PriorEstimate, noise: NoiseEstimate, report: Report) -> None:
@@ -211,21 +222,21 @@ def _null(found: PriorEstimate, volumes: int, report: Report) -> tuple[float, fl
 
 def _write(
     output: Output,
-    acquisition: Acquisition,
+    gtab: GradientTable,
+    signal: NDArray[np.float32],
     usable: NDArray[np.bool_],
     found: PriorEstimate,
     readout: Readout,
     null: tuple[float, float],
     report: Report,
 ) -> None:
-    """Make maps of a posterior; voxels of the mask that have no usable signal are zero."""
-    model, mask, gtab = output.model, output.mask, acquisition.gtab
+    """Make maps of a posterior and of the brain's signal, shape (V, N); voxels that are not usable are zero."""
+    model = output.model
     centre, width = null
-    signal = acquisition.signal[mask]
-    number = np.cumsum(usable[mask]) - 1
+    number = np.cumsum(usable) - 1
     for start in range(0, len(signal), CHUNK):
         report.progress(start, len(signal), MAPS)
-        here = usable[mask][start : start + CHUNK]
+        here = usable[start : start + CHUNK]
         inside, known = torch.from_numpy(here), number[start : start + CHUNK][here]
         if not len(known):
             nothing = torch.zeros(len(model.parameters), len(here))

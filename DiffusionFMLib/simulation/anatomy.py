@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -35,9 +35,16 @@ CORE_DENSITY: Final = 0.35
 SHARPNESS: Final = 1.6
 """Exponent on the template's tissue probabilities: an average of many heads has softer edges than one head."""
 
-WARP: Final = 1.2
-WARP_WAVES: Final = 8
-"""Shift of an individual's anatomy, mm, and how many plane waves make it up."""
+SHIFT: Final = 1.2
+SHIFT_WAVELENGTHS: Final = (55.0, 110.0)
+SHIFT_WAVES: Final = 8
+"""Shift of an individual's anatomy from the template's, mm, and lengths, mm, and number of its plane waves."""
+
+FOLDING: Final = 0.1
+FOLD_WAVELENGTHS: Final = (10.0, 30.0)
+FOLD_WAVES: Final = 24
+"""Folds that an average of many heads has not: root mean square of their derivatives, which turn fibres and let sheets
+undulate; lengths, mm, and number of their plane waves."""
 
 POINTS_PER_CHUNK: Final = 100_000
 
@@ -78,30 +85,73 @@ class Fibres:
     dispersion: NDArray[np.float32]
 
 
-def individual(points: NDArray[np.float64], rng: np.random.Generator, warp: float = WARP) -> NDArray[np.float64]:
-    """Where points of a new head lie in the template: a smooth shift of a few mm, so that no half mirrors the other.
+@dataclass(frozen=True, eq=False)
+class Warp:
+    """How one head differs from the template: a smooth shift, and folds within it, which fibres follow.
 
     Parameters
     ----------
-    points : array, shape (..., 3), RAS mm
-    rng : numpy.random.Generator
-    warp : float, mm
-        Root mean square shift along each axis.
-
-    Returns
-    -------
-    array, shape (..., 3), mm
-        In ICBM152 space.
+    waves : array, shape (K, 3), rad/mm
+    phases : array, shape (K,)
+    shifts : array, shape (K, 3), mm
+        Of a point along each wave.
     """
-    wavelengths = rng.uniform(55, 110, (WARP_WAVES, 1))
-    waves = rng.normal(size=(WARP_WAVES, 3))
-    waves *= 2 * np.pi / wavelengths / np.linalg.norm(waves, axis=1, keepdims=True)
-    phases = rng.uniform(0, 2 * np.pi, WARP_WAVES)
-    shifts = rng.normal(0, warp * np.sqrt(2 / WARP_WAVES), (WARP_WAVES, 3))
-    warped = points.copy()
-    for wave, phase, shift in zip(waves, phases, shifts, strict=True):
-        warped += np.sin(points @ wave + phase)[..., None] * shift
-    return warped
+
+    waves: NDArray[np.float64]
+    phases: NDArray[np.float64]
+    shifts: NDArray[np.float64]
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, shift: float = SHIFT, folding: float = FOLDING) -> Warp:
+        """That of a new head, so that no half mirrors the other.
+
+        Parameters
+        ----------
+        rng : numpy.random.Generator
+        shift : float, mm
+            Root mean square shift along each axis.
+        folding : float
+            Root mean square of each derivative of the folds; 0 for none.
+        """
+        wavelengths = rng.uniform(*SHIFT_WAVELENGTHS, SHIFT_WAVES)
+        smooth = cls._of_waves(wavelengths, np.full(SHIFT_WAVES, shift * np.sqrt(2 / SHIFT_WAVES)), rng)
+        if not folding:
+            return smooth
+        shortest, longest = np.log(FOLD_WAVELENGTHS)
+        wavelengths = np.exp(rng.uniform(shortest, longest, FOLD_WAVES))
+        # longer ones shift more, and turn fibres as much
+        folds = cls._of_waves(wavelengths, folding * np.sqrt(6 / FOLD_WAVES) * wavelengths / (2 * np.pi), rng)
+        return cls(
+            np.concatenate([smooth.waves, folds.waves]),
+            np.concatenate([smooth.phases, folds.phases]),
+            np.concatenate([smooth.shifts, folds.shifts]),
+        )
+
+    @classmethod
+    def _of_waves(
+        cls, wavelengths: NDArray[np.float64], heights: NDArray[np.float64], rng: np.random.Generator
+    ) -> Warp:
+        """Plane waves of any direction and phase; `heights` are standard deviations of their shift along each axis."""
+        waves = rng.normal(size=(len(wavelengths), 3))
+        waves *= (2 * np.pi / wavelengths / np.linalg.norm(waves, axis=1))[:, None]
+        phases = rng.uniform(0, 2 * np.pi, len(waves))
+        return cls(waves, phases, rng.normal(0, heights[:, None], waves.shape))
+
+    def points(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Where points of the head, shape (..., 3), RAS mm, lie in the template, ICBM152 mm."""
+        warped = points.copy()
+        for wave, phase, shift in zip(self.waves, self.phases, self.shifts, strict=True):
+            warped += np.sin(points @ wave + phase)[..., None] * shift
+        return warped
+
+    def fibres(self, points: NDArray[np.float64], fibres: Fibres) -> Fibres:
+        """Fibres of the head at points, shape (V, 3), RAS mm, which in the template are those given."""
+        derivatives = np.broadcast_to(np.eye(3), (len(points), 3, 3)).copy()
+        for wave, phase, shift in zip(self.waves, self.phases, self.shifts, strict=True):
+            derivatives += np.cos(points @ wave + phase)[:, None, None] * np.multiply.outer(shift, wave)
+        turned = np.linalg.solve(derivatives, fibres.directions.swapaxes(1, 2)).swapaxes(1, 2)
+        turned /= np.linalg.norm(turned, axis=-1, keepdims=True)
+        return replace(fibres, directions=turned.astype(np.float32))
 
 
 def tissue(points: NDArray[np.float64], voxel_size: float, report: Report) -> Tissue:

@@ -78,7 +78,8 @@ def simulate(settings: SimulateSettings, report: Report) -> Simulated:
 
     report.progress(0, 1, "Anatomy")
     world = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1) @ affine[:3, :3].T + affine[:3, 3]
-    template = anatomy.individual(world, rng)
+    warp = anatomy.Warp.draw(rng)
+    template = warp.points(world)
     fractions = anatomy.tissue(template, settings.voxel_size, report)
     report.check()
     lesion = lesions.oedema(template, fractions.wm, rng)
@@ -89,7 +90,7 @@ def simulate(settings: SimulateSettings, report: Report) -> Simulated:
     voxels = np.stack([fractions.wm, fractions.gm, fractions.csf], axis=-1)
     # the mask's edge is sharp, the brain's is not
     head = voxels.sum(axis=-1) > 0.02
-    fibres = anatomy.Architecture(report).fibres(template[head])
+    fibres = warp.fibres(world[head], anatomy.Architecture(report).fibres(template[head]))
     contents = tissue.fill(voxels[head], fibres, lesion.water[head], texture[head])
     del world, template, fibres, texture
 

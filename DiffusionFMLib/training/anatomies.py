@@ -26,7 +26,7 @@ voxel axes and its spread (mean square sine of the axons' angle to it); and how 
 WEIGHTS: Final = slice(0, 4)
 DIRECTIONS: Final = (slice(4, 7), slice(7, 10))
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Of how anatomies are made: one more whenever the same seed would give another, so that kept ones are made again."""
 
 VOXEL_RANGE: Final = (1.2, 3.2)
@@ -35,8 +35,11 @@ VOXEL_RANGE: Final = (1.2, 3.2)
 THICKEST: Final = 2.0
 """Slices are up to this many times thicker than wide, in some scans."""
 
-WARP_RANGE: Final = (1.0, 3.5)
+SHIFT_RANGE: Final = (1.0, 3.5)
 """Root mean square shift of a head from the template, mm: a network is not to learn one head by heart."""
+
+FOLDING_RANGE: Final = (0.15, 0.35)
+"""Root mean square of the folds' derivatives; see `simulation.anatomy.Warp`."""
 
 MAX_TILT: Final = 15.0
 """Standard deviation of a head's rotation about each axis, degrees."""
@@ -141,11 +144,13 @@ def simulated_brain(architecture: Architecture, seed: int) -> Anatomy:
     nx, ny, nz = (int(np.ceil(extent / size)) for extent, size in zip(FIELD_OF_VIEW, sizes, strict=True))
     shape = (nx, ny, nz)
     grid = np.stack(np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in shape), indexing="ij"), axis=-1)
-    points = anatomy.individual((grid * sizes) @ axes.T / scale + CENTRE, rng, rng.uniform(*WARP_RANGE))
+    world = (grid * sizes) @ axes.T / scale + CENTRE
+    warp = anatomy.Warp.draw(rng, rng.uniform(*SHIFT_RANGE), rng.uniform(*FOLDING_RANGE))
+    points = warp.points(world)
     # partial volume over the voxel's mean extent
     tissue = anatomy.tissue(points, float(np.cbrt(sizes.prod())), SilentReport())
     head = tissue.brain
-    fibres = architecture.fibres(points[head])
+    fibres = warp.fibres(world[head], architecture.fibres(points[head]))
     fields = np.zeros((len(FIELDS), *shape), np.float16)
     wm = tissue.wm[head]
     directions = fibres.directions @ axes
@@ -166,25 +171,28 @@ def random_phantom(seed: int) -> Anatomy:
     def noise(width: float, count: int) -> NDArray[np.float64]:
         return np.stack([_smooth_noise(shape, width, rng) for _ in range(count)])
 
-    size = rng.uniform(2.5, 6)
+    def uniform_in_log(low: float, high: float) -> float:
+        return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+    size = uniform_in_log(1.2, 6)
     # white matter, grey matter, fluid: the one whose random field is highest, with a border of random softness
-    level = (noise(size, 3) + np.array([0.5, 0.2, -0.9])[:, None, None, None]) * rng.uniform(2, 12)
+    level = (noise(size, 3) + np.array([rng.uniform(-0.3, 0.5), 0.2, -0.9])[:, None, None, None]) * rng.uniform(2, 12)
     wm, gm, fluid = np.exp(level - level.max(0)) / np.exp(level - level.max(0)).sum(0)
     # bundles: the two that are densest at a place
-    density = np.exp(rng.uniform(1, 5) * noise(rng.uniform(2, 6), 4))
+    density = np.exp(rng.uniform(1, 5) * noise(uniform_in_log(1.2, 6), 4))
     order = np.argsort(-density, axis=0)[:2]
     share = np.take_along_axis(density, order, axis=0)
     second = np.clip((share[1] / share.sum(0) - 0.2) / 0.3, 0, 1) * 0.5
-    directions = noise(rng.uniform(4, 12), 12).reshape(4, 3, *shape)
+    directions = noise(uniform_in_log(1.5, 12), 12).reshape(4, 3, *shape)
     directions += rng.normal(0, 1.5, (4, 3, 1, 1, 1))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    spread = np.clip(0.1 + 0.1 * noise(rng.uniform(2, 6), 4), 0.005, 0.5)
+    spread = np.clip(0.1 + 0.1 * noise(uniform_in_log(1.2, 6), 4), 0.005, 0.5)
     fields = np.empty((len(FIELDS), *shape))
     fields[0:4] = wm * (1 - second), wm * second, gm, fluid
     for k in range(2):
         fields[DIRECTIONS[k]] = np.take_along_axis(directions, order[k][None, None], axis=0)[0]
         fields[10 + k] = np.take_along_axis(spread, order[k][None], axis=0)[0]
-    fields[12] = 0.2 * noise(rng.uniform(2, 5), 1)[0]
+    fields[12] = 0.2 * noise(uniform_in_log(1.2, 5), 1)[0]
     return Anatomy(fields.astype(np.float16), np.full(3, edge))
 
 

@@ -15,7 +15,7 @@ COMMON_BVALS: Final = (700.0, 1000.0, 1000.0, 1000.0, 1200.0, 1500.0, 2000.0, 25
 
 BVAL_RANGE: Final = (500.0, 3000.0)
 B0_RANGE: Final = (1, 6)
-SNR_RANGE: Final = (5.0, 40.0)
+SNR_RANGE: Final = (5.0, 80.0)
 MAX_CORRELATION: Final = 0.65
 """Interpolated and zero-filled images reach 0.6."""
 

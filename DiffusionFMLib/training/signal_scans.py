@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from DiffusionFMLib.acquisition import Acquisition
-from DiffusionFMLib.encoder.slabs import MAX_RATIO, Layout
+from DiffusionFMLib.encoder.slabs import MAX_RATIO
 from DiffusionFMLib.errors import ProtocolError
 from DiffusionFMLib.gradients import GradientTable
+from DiffusionFMLib.layout import Layout
 from DiffusionFMLib.training.kept_scans import save_signal
 
 
@@ -53,7 +54,7 @@ class SignalScan:
         inside = (b0 > 0) if acquisition.mask is None else acquisition.mask & (b0 > 0)
         ratio = np.zeros((len(weighted), *acquisition.shape), np.float16)
         ratio[:, inside] = np.clip(acquisition.signal[inside][:, weighted].T / b0[inside], 0, MAX_RATIO)
-        layout = Layout.of(acquisition, "scanner")
+        layout = Layout.of(acquisition.affine, acquisition.shape)
         along = np.moveaxis(layout.turned(np.moveaxis(ratio, 0, -1)), -1, 0)
         return cls(np.ascontiguousarray(along), np.ascontiguousarray(layout.turned(inside)), gtab.subset(weighted))
 

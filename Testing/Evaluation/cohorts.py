@@ -103,9 +103,8 @@ def anatomies(count: int, rng: np.random.Generator) -> tuple[NDArray[np.float32]
     """Heads' fields, shape (n, 13, X, Y, Z), and where their voxels lie in the template, mm, shape (n, X, Y, Z, 3)."""
     grid = np.stack(np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in SHAPE), indexing="ij"), -1) * VOXEL
     turns = [Rotation.from_euler("xyz", rng.normal(0, TILT, 3), degrees=True).as_matrix() for _ in range(count)]
-    points = np.stack([
-        template.individual(grid @ turn.T + CENTRE + rng.normal(0, SHIFT, 3), rng) for turn in turns
-    ])  # fmt: skip
+    worlds = (grid @ turn.T + CENTRE + rng.normal(0, SHIFT, 3) for turn in turns)
+    points = np.stack([template.Warp.draw(rng, folding=0).points(world) for world in worlds])
     # all heads at once: the template is read and blurred for each call
     tissue = template.tissue(points, VOXEL, SilentReport())
     fields = np.zeros((count, len(FIELDS), *SHAPE), np.float32)

@@ -41,6 +41,9 @@ VOXEL = 2.0
 OFF_CENTRE = ((-25, 25), (-35, 35), (0, 25))
 """Where the box lies in a head, mm from its middle: cortex and ventricles are both in it."""
 
+FOLDING = 0.25
+"""Of the heads, with which directions turn about as fast as in real scans; see `anatomy.py`."""
+
 BVAL = 1000.0
 TISSUES = ("WM", "GM", "fluid")
 
@@ -281,9 +284,11 @@ def _brain(seed: int, turn: NDArray) -> Anatomy:
     centre = np.array([rng.uniform(low, high) for low, high in OFF_CENTRE]) + CENTRE
     shape = (EDGE,) * 3
     grid = np.stack(np.meshgrid(*(np.arange(EDGE) - (EDGE - 1) / 2 for _ in shape), indexing="ij"), axis=-1)
-    points = template.individual(grid * VOXEL @ turn.T + centre, rng)
+    world = grid * VOXEL @ turn.T + centre
+    warp = template.Warp.draw(rng, folding=FOLDING)
+    points = warp.points(world)
     tissue = template.tissue(points, VOXEL, SilentReport())
-    fibres = _architecture().fibres(points.reshape(-1, 3))
+    fibres = warp.fibres(world.reshape(-1, 3), _architecture().fibres(points.reshape(-1, 3)))
     fields = np.empty((len(FIELDS), *shape), np.float16)
     fields[0:2] = tissue.wm * fibres.fractions.T.reshape(2, *shape)
     fields[2], fields[3] = tissue.gm, tissue.csf
