@@ -77,6 +77,7 @@ evaluate: $(INSTALLED)
 	$(VENV_PYTHON) Testing/Evaluation/prior.py '$(WEIGHTS)'
 	$(VENV_PYTHON) Testing/Evaluation/repeated.py '$(WEIGHTS)'
 	$(VENV_PYTHON) Testing/Evaluation/anatomy.py
+	$(VENV_PYTHON) Testing/Evaluation/noise_level.py
 	$(VENV_PYTHON) Testing/Evaluation/shifted.py '$(WEIGHTS)'
 	$(VENV_PYTHON) Testing/Evaluation/lesions.py '$(WEIGHTS)'
 	$(VENV_PYTHON) Testing/Evaluation/calibration.py '$(WEIGHTS)'

@@ -264,7 +264,7 @@ def _architecture() -> Architecture:
     return Architecture(SilentReport())
 
 
-def brain(seed: int, turn: NDArray | None = None) -> Anatomy:
+def brain(seed: int, turn: NDArray | None = None, folding: float = FOLDING) -> Anatomy:
     """Part of a simulated head, from the pool or new.
 
     Parameters
@@ -273,19 +273,22 @@ def brain(seed: int, turn: NDArray | None = None) -> Anatomy:
         1000 and above: training took 0 and the next ones.
     turn : array, shape (3, 3), optional
         Rotation of the grid about the middle of the part.
+    folding : float
+        See `Warp.draw`.
     """
     # rotations are told apart by their angle in the name
     angle = 0 if turn is None else round(float(np.degrees(np.arccos((np.trace(turn) - 1) / 2))))
-    return cached(POOL, f"brain{seed}-{angle}", partial(_brain, seed, np.eye(3) if turn is None else turn))
+    name = f"brain{seed}-{angle}-{round(100 * folding)}"
+    return cached(POOL, name, partial(_brain, seed, np.eye(3) if turn is None else turn, folding))
 
 
-def _brain(seed: int, turn: NDArray) -> Anatomy:
+def _brain(seed: int, turn: NDArray, folding: float) -> Anatomy:
     rng = np.random.default_rng([seed, 1])
     centre = np.array([rng.uniform(low, high) for low, high in OFF_CENTRE]) + CENTRE
     shape = (EDGE,) * 3
     grid = np.stack(np.meshgrid(*(np.arange(EDGE) - (EDGE - 1) / 2 for _ in shape), indexing="ij"), axis=-1)
     world = grid * VOXEL @ turn.T + centre
-    warp = template.Warp.draw(rng, folding=FOLDING)
+    warp = template.Warp.draw(rng, folding=folding)
     points = warp.points(world)
     tissue = template.tissue(points, VOXEL, SilentReport())
     fibres = warp.fibres(world.reshape(-1, 3), _architecture().fibres(points.reshape(-1, 3)))
