@@ -3,7 +3,8 @@
 The noise is what no smooth function of direction explains: within each shell, and among the b0s, signals are split
 into even polynomials of the direction and the rest. The rest, in an orthonormal basis, is noise alone, independent and
 of the noise's own variance. Shells of few directions are split in their logarithm, in which a fibre is a polynomial of
-degree 2. Background is no use: scanners filter or blank it.
+degree 2. Where there are too few even for that, noise is what varies least in small blocks of voxels. Background is no
+use: scanners filter or blank it.
 """
 
 from __future__ import annotations
@@ -147,10 +148,7 @@ def noise_in_blocks(acquisition: Acquisition, mask: NDArray[np.bool_]) -> NoiseE
     NoiseEstimate
         Of 0 where the signal has no scatter, or no block fits into the mask.
     """
-    gtab = acquisition.gtab
-    shell = max(gtab.shells, key=len)
-    weighted = np.array(shell.indices) if len(shell) > 1 else np.flatnonzero(~gtab.b0_mask)
-    blocks = _blocks(acquisition.signal, mask, np.concatenate([np.flatnonzero(gtab.b0_mask), weighted]))
+    blocks = _blocks(acquisition.signal, mask)
     variance, shown = _quietest(blocks) if len(blocks) else (0.0, np.zeros(3))
     if not variance > (ROUNDING * float(np.abs(blocks).max(initial=0))) ** 2:
         return NoiseEstimate(0.0, np.zeros(mask.shape, np.float32), (0.0, 0.0, 0.0), 0)
@@ -164,7 +162,7 @@ def noise_in_blocks(acquisition: Acquisition, mask: NDArray[np.bool_]) -> NoiseE
     return NoiseEstimate(sigma, np.where(mask, sigma, 0).astype(np.float32), (x, y, z), 0)
 
 
-def _blocks(signal: NDArray[np.float32], mask: NDArray[np.bool_], volumes: NDArray[np.intp]) -> NDArray[np.float32]:
+def _blocks(signal: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Blocks of voxels that are all in the mask, shape (B, X, Y, Z, N); none where none fits."""
     for edge in BLOCKS:
         edges = tuple(min(edge, n) for n in mask.shape)
@@ -172,8 +170,8 @@ def _blocks(signal: NDArray[np.float32], mask: NDArray[np.bool_], volumes: NDArr
         if len(at) and np.prod(edges) >= MIN_BLOCK:
             at = at[:: -(-len(at) // MAX_BLOCKS)]
             x, y, z = np.moveaxis(at[:, None, None, None] + np.moveaxis(np.indices(edges), 0, -1), -1, 0)
-            return np.moveaxis(np.stack([signal[..., volume][x, y, z] for volume in volumes]), 0, -1)
-    return np.empty((0, 1, 1, 1, len(volumes)), np.float32)
+            return signal[x, y, z]
+    return np.empty((0, 1, 1, 1, signal.shape[-1]), np.float32)
 
 
 def _quietest(blocks: NDArray[np.float32]) -> tuple[float, NDArray[np.float64]]:
