@@ -97,7 +97,7 @@ def test_anatomies_are_kept_and_foreign_files_refused(
         for _ in range(2):
             cached(tmp_path / "pool", "one", make)
     assert len(made) == 2
-    np.savez(tmp_path / "pool" / "other.npz", fields=np.zeros((2, 3, 3, 3)))
+    np.savez(tmp_path / "pool" / "other.npz", fields=np.zeros((2, 3, 3, 3)), version=anatomies.VERSION)
     with pytest.raises(InputError, match="no anatomy with 13 fields"):
         cached(tmp_path / "pool", "other", make)
 

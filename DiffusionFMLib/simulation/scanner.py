@@ -16,7 +16,7 @@ from DiffusionFMLib.physics import DKI, DTI, LogLinearModel
 from DiffusionFMLib.settings import SimulateSettings
 from DiffusionFMLib.simulation import anatomy, lesions, tissue
 
-FIELD_OF_VIEW: Final = (184.0, 216.0, 168.0)
+FIELD_OF_VIEW: Final = (184.0, 216.0, 176.0)
 CENTRE: Final = (0.0, -18.0, 3.0)
 """Size and middle of the scanned box, mm; it holds the whole ICBM152 brain."""
 
