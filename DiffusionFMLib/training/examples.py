@@ -13,6 +13,7 @@ from torch import Tensor
 
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.physics import LogLinearModel
+from DiffusionFMLib.preprocessing.noise import neighbours_weight
 from DiffusionFMLib.prior.coordinates import Coordinates, WhitenedDesign
 from DiffusionFMLib.prior.information import (
     LOOK_LEVELS,
@@ -206,7 +207,7 @@ def noise_free_signal(
     signal = contents.signal(bvals / 1000, bvecs).reshape(-1, *shape)
     for axis, value in enumerate(protocol.correlation if protocol.interpolated else (), 1):
         if value > 0:
-            weight, rest = _neighbours_weight(value), signal.shape[axis] - 1
+            weight, rest = neighbours_weight(value), signal.shape[axis] - 1
             first, last = signal.narrow(axis, 0, 1), signal.narrow(axis, rest, 1)
             before = torch.cat([first, signal.narrow(axis, 0, rest)], axis)
             behind = torch.cat([signal.narrow(axis, 1, rest), last], axis)
@@ -244,16 +245,10 @@ def correlated_noise(
     noise = normal(shape, device, rng)
     for axis, value in enumerate(correlation):
         if value > 0:
-            weight = _neighbours_weight(value)
+            weight = neighbours_weight(value)
             beside = noise.roll(1, axis + 1) + noise.roll(-1, axis + 1)
             noise = torch.add(noise, beside, alpha=weight).div_((1 + 2 * weight**2) ** 0.5)
     return noise
-
-
-def _neighbours_weight(correlation: float) -> float:
-    """That of both neighbours beside a voxel's own of 1, which correlates white noise so."""
-    # weights a : 1 : a have the correlation 2 a / (1 + 2 a^2), which reaches 0.7
-    return float((1 - np.sqrt(1 - 2 * correlation**2)) / (2 * correlation)) if correlation > 0 else 0.0
 
 
 def normal(shape: tuple[int, ...], device: torch.device, rng: np.random.Generator) -> Tensor:
