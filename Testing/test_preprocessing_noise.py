@@ -155,9 +155,8 @@ def test_correlation_is_found_in_blocks_axis_by_axis(edge):
 
 def test_blocks_tell_it_where_no_two_directions_share_a_b_value():
     gtab = table(1, {800: 1, 1600: 1, 2400: 1})
-    assert noise_in_blocks(scan(gtab, 10.0), MASK).sigma == pytest.approx(10, rel=0.1)
-    # the volume with the least signal varies least, as magnitudes do where there is little but noise
-    assert 25 < noise_in_blocks(scan(gtab, 30.0), MASK).sigma < 31
+    for sigma in (10.0, 30.0):
+        assert noise_in_blocks(scan(gtab, sigma), MASK).sigma == pytest.approx(sigma, rel=0.07)
 
 
 def test_a_single_slice_has_blocks_too():

@@ -76,10 +76,9 @@ class ScanSlabs:
         self, acquisition: Acquisition, shape: EncoderShape, shift: tuple[int, int, int], with_b0: bool
     ) -> None:
         gtab = acquisition.gtab
-        affine = acquisition.affine
-        scanner = shape.axes == "scanner"
+        affine, turns = acquisition.affine, shape.axes == "scanner"
         self.shape = shape
-        self.layout = Layout.of(affine, acquisition.shape) if scanner else Layout.as_stored(affine)
+        self.layout = Layout.of(affine, acquisition.shape) if turns else Layout.as_stored(affine)
         if not gtab.b0_mask.any():
             msg = f"{acquisition.name} has no b0, by which the encoder divides its signal."
             raise ProtocolError(msg, "Choose a scan with one.")

@@ -118,7 +118,7 @@ def estimate_noise(acquisition: Acquisition, mask: NDArray[np.bool_]) -> NoiseEs
     regular = mask & (scatter < ODD * typical)
     # what the limit cuts off of a chi-squared distribution, its mean lacks
     kept = chi2.cdf(ODD * freedom, freedom + 2) / chi2.cdf(ODD * freedom, freedom)
-    shrinkage = _rician_shrinkage(acquisition, regular, typical)
+    shrinkage = _rician_shrinkage(acquisition, regular, typical, np.ones(len(acquisition.gtab)))
     variance = _smooth(scatter, regular, acquisition.voxel_sizes) / (kept * shrinkage)
     return NoiseEstimate(
         float(np.sqrt(typical / shrinkage)),
@@ -149,14 +149,15 @@ def noise_in_blocks(acquisition: Acquisition, mask: NDArray[np.bool_]) -> NoiseE
         Of 0 where the signal has no scatter, or no block fits into the mask.
     """
     blocks = _blocks(acquisition.signal, mask)
-    variance, shown = _quietest(blocks) if len(blocks) else (0.0, np.zeros(3))
+    variance, shown, shares = _quietest(blocks) if len(blocks) else (0.0, np.zeros(3), np.ones(1))
     if not variance > (ROUNDING * float(np.abs(blocks).max(initial=0))) ** 2:
         return NoiseEstimate(0.0, np.zeros(mask.shape, np.float32), (0.0, 0.0, 0.0), 0)
     correlation, left = np.zeros(3), 1.0
     for _ in range(CALIBRATION_STEPS):
-        left, expected = _quietest(_pure_noise(blocks.shape[1:], correlation))
+        left, expected, _ = _quietest(_pure_noise(blocks.shape[1:], correlation))
         correlation = np.clip(correlation + shown - expected, 0, MAX_CORRELATION)
-    shrinkage = _rician_shrinkage(acquisition, mask, variance / left)
+    # where there is little but noise, magnitudes vary less: such volumes count most
+    shrinkage = _rician_shrinkage(acquisition, mask, variance / left, shares)
     sigma = float(np.sqrt(variance / left / shrinkage))
     x, y, z = map(float, correlation)
     return NoiseEstimate(sigma, np.where(mask, sigma, 0).astype(np.float32), (x, y, z), 0)
@@ -174,8 +175,8 @@ def _blocks(signal: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.
     return np.empty((0, 1, 1, 1, signal.shape[-1]), np.float32)
 
 
-def _quietest(blocks: NDArray[np.float32]) -> tuple[float, NDArray[np.float64]]:
-    """Variance, and correlation of neighbours along each axis, of the combinations of volumes that vary least.
+def _quietest(blocks: NDArray[np.float32]) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
+    """Variance and correlation along each axis of the combinations of volumes that vary least, and volumes' shares.
 
     The variance is of voxels by which a combination was not chosen; blocks, shape (B, X, Y, Z, N), are chosen in the
     same way, so that neither choice makes it smaller.
@@ -195,7 +196,8 @@ def _quietest(blocks: NDArray[np.float32]) -> tuple[float, NDArray[np.float64]]:
     for axis in range(1, 4):
         along = np.moveaxis(noise, axis, 0)
         products.append((along[1:] * along[:-1]).mean() if len(along) > 1 else 0.0)
-    return float(np.mean(variances)), np.array(products) / max(np.square(noise).mean(), np.finfo(float).tiny)
+    correlation = np.array(products) / max(np.square(noise).mean(), np.finfo(float).tiny)
+    return float(np.mean(variances)), correlation, np.square(combination).mean(axis=0)
 
 
 def _covariances(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -279,8 +281,13 @@ def _complement(directions: NDArray[np.float64], order: int) -> NDArray[np.float
     return vectors[:, int((sizes > 1e-6 * sizes.max()).sum()) :].astype(np.float32)
 
 
-def _rician_shrinkage(acquisition: Acquisition, regular: NDArray[np.bool_], scatter: float) -> float:
-    """Variance of the measured signal over sigma^2, typical of the brain: below 1 where SNR is low."""
+def _rician_shrinkage(
+    acquisition: Acquisition, regular: NDArray[np.bool_], scatter: float, shares: NDArray[np.float64]
+) -> float:
+    """Variance of the measured signal over sigma^2, typical of the brain: below 1 where SNR is low.
+
+    The scatter, sigma^2 times that, is of volumes of these shares, shape (N,).
+    """
     import torch
 
     from DiffusionFMLib.physics.noise import RicianNoise
@@ -290,7 +297,7 @@ def _rician_shrinkage(acquisition: Acquisition, regular: NDArray[np.bool_], scat
     gtab = acquisition.gtab
     groups = [np.flatnonzero(gtab.b0_mask), *(np.array(shell.indices) for shell in gtab.shells)]
     groups = [group for group in groups if len(group)]
-    sizes = torch.tensor([len(group) for group in groups], dtype=torch.float64)
+    sizes = torch.tensor([shares[group].sum() for group in groups], dtype=torch.float64)
     squares = [np.square(signal[:, group], dtype=np.float64).mean(axis=1) for group in groups]
     mean_square = torch.as_tensor(np.stack(squares, axis=1))
     shrinkage = 1.0
