@@ -14,6 +14,7 @@ import torch
 from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
 from numpy.typing import NDArray
 from safetensors.torch import save_file
+from scipy.ndimage import gaussian_filter1d
 from scipy.spatial.transform import Rotation
 from worker_client import write_small_scan
 
@@ -177,6 +178,8 @@ def test_how_a_scan_is_stored_changes_nothing(stored, adaptation):
     """Axes in any order and sense, of either hand: the same values in the same places of the patient."""
     settings = replace(PRIOR, adaptation=adaptation)
     plain = block(count=6)
+    # noise that is correlated along one axis
+    plain = replace(plain, signal=gaussian_filter1d(plain.signal, 0.5, axis=0))
     image = nib.Nifti1Image(plain.signal, plain.affine)
     turn = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(stored))
     other = image.as_reoriented(turn)
@@ -184,7 +187,11 @@ def test_how_a_scan_is_stored_changes_nothing(stored, adaptation):
     found = fit(
         replace(plain, signal=other.get_fdata(), affine=other.affine, mask=mask), MODEL, settings, SilentReport()
     )
-    for name, expected in fit(plain, MODEL, settings, SilentReport()).maps.items():
+    straight = fit(plain, MODEL, settings, SilentReport())
+    correlation = [straight.provenance["noise"]["correlation"][axis] for axis in turn[:, 0].argsort()]
+    assert found.provenance["noise"]["correlation"] == pytest.approx(correlation, abs=2e-3)
+    assert max(correlation) > sorted(correlation)[1] + 0.1
+    for name, expected in straight.maps.items():
         assert found.maps[name].affine == pytest.approx(other.affine)
         turned = apply_orientation(expected.data, turn)
         np.testing.assert_allclose(found.maps[name].data, turned, rtol=1e-4, atol=1e-5, err_msg=name)

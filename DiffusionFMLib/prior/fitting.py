@@ -66,7 +66,7 @@ def fit(
     ProtocolError
         If the scan has no b0 or too few directions.
     InputError
-        If the mask is empty, or the weights cannot be read or are another model's.
+        If the mask is empty or shows no noise, or the weights cannot be read or are another model's.
     DeviceError
         If the chosen device is absent.
     JobCancelled
@@ -112,7 +112,8 @@ def fit(
         ],
         "noise": {
             "sigma": float(f"{noise.sigma:.4g}"),
-            "correlation": [round(part, 3) for part in noise.correlation],
+            # along the axes as stored
+            "correlation": [round(noise.correlation[int(axis)], 3) for axis in layout.turn[:, 0]],
             "freedom": noise.freedom,
         },
         **adapted,
