@@ -21,7 +21,7 @@ from DiffusionFMLib.prior.coordinates import coordinates_of
 from DiffusionFMLib.prior.estimate import ScanPosterior, estimate
 from DiffusionFMLib.prior.fitting import fit
 from DiffusionFMLib.prior.neighbourhood import WEIGHTS
-from DiffusionFMLib.prior.network import NetworkShape, PriorNetwork, raw_parts
+from DiffusionFMLib.prior.network import NetworkShape, PriorNetwork
 from DiffusionFMLib.prior.readout import SAMPLES
 from DiffusionFMLib.prior.sampling import sample
 from DiffusionFMLib.prior.weights import TrainedPrior
@@ -30,7 +30,6 @@ from DiffusionFMLib.settings import FitSettings
 SHAPE = (20, 18, 16)
 SIGMA = 25.0
 COORDINATES = coordinates_of(DTI())
-CHANNELS = sum(raw_parts(COORDINATES.orders))
 STEPS = 25
 
 
@@ -50,15 +49,14 @@ def scan(directions: int) -> tuple[Acquisition, NoiseEstimate, np.ndarray]:
 
 
 def misled(shift: float) -> TrainedPrior:
-    """Neighbours joined, and in all voxels too much anisotropy, of which it is so sure that twicing mends nothing."""
+    """Neighbours joined, and in all voxels too much anisotropy, of which it is rather sure."""
     torch.manual_seed(0)
-    network = PriorNetwork(NetworkShape((1, 5, 1), 16, 1, 1)).eval()
+    network = PriorNetwork(NetworkShape(7, 16, 1, 1)).eval()
     with torch.no_grad():
         for layer in (network.head, network.linear):
             layer.weight.zero_()
             layer.bias.zero_()
         network.head.bias[1] = shift
-        network.head.bias[-len(COORDINATES.orders) :] = 10
     return TrainedPrior(network, DTI(), COORDINATES, {})
 
 
@@ -68,44 +66,41 @@ def posterior_of(directions: int, shift: float) -> tuple[ScanPosterior, np.ndarr
 
 
 def test_without_changes_the_output_is_the_networks() -> None:
-    raw = torch.randn(CHANNELS, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    raw = torch.randn(7 + 28 + WEIGHTS, 3, 4, 5, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(Adjustment(COORDINATES.orders)(raw), raw)
 
 
 def test_each_factor_reaches_its_part_of_the_output() -> None:
     adjustment = Adjustment(COORDINATES.orders)
-    raw = torch.ones(CHANNELS, 2, 2, 2)
+    raw = torch.ones(35 + WEIGHTS, 2, 2, 2)
     with torch.no_grad():
         adjustment.gains[0] = 3
         adjustment.contrast += 1
         adjustment.log_precision += 5
         adjustment.offsets[-1] = 7
         adjustment.offsets[0] = 9
-        adjustment.firmness += 4
         changed = (adjustment(raw) - raw)[:, 0, 0, 0]
-    expected = torch.zeros(CHANNELS)
+    expected = torch.zeros(35 + WEIGHTS)
     expected[1:6] = 2
     # neither of mean diffusivity nor of ln S0: what was 1 is twice that, and 5 more
     expected[7:][[7, 13, 18, 22, 25]] = 6
     # neighbours that face each other across the voxel, and the wide neighbourhood
     expected[35:][[0, 26]] = 9
     expected[35 + 27] = 7
-    # of directions only
-    expected[-2] = 4
     torch.testing.assert_close(changed, expected)
     # two of a gain, one of the contrast, and offsets; what is added to the precision costs nothing
-    assert float(adjustment.change().detach()) == pytest.approx(4 + 1 + (49 + 81 + 16) / 4)
+    assert float(adjustment.change().detach()) == pytest.approx(4 + 1 + (49 + 81) / 4)
 
 
 def test_without_factors_directions_are_as_if_nothing_were_learnt() -> None:
     adjustment = Adjustment(COORDINATES.orders)
-    raw = torch.randn(CHANNELS, 2, 2, 2, generator=torch.Generator().manual_seed(0))
+    raw = torch.randn(35 + WEIGHTS, 2, 2, 2, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         for factor in (adjustment.gains, adjustment.choice, adjustment.contrast):
             factor.zero_()
         left = adjustment(raw)[:, 0, 0, 0] != 0
-    # means over directions, all of the precision but its diagonal for the rest, what weighs b0 volumes, and firmness
-    expected = torch.zeros(CHANNELS, dtype=torch.bool)
+    # means over directions, all of the precision but its diagonal for the rest, and what weighs b0 volumes
+    expected = torch.zeros(35 + WEIGHTS, dtype=torch.bool)
     expected[0] = True
     expected[6:35] = True
     expected[7:][[7, 13, 18, 22, 25]] = False
@@ -132,7 +127,7 @@ def test_the_same_seed_adapts_the_same() -> None:
     one, same, other = (adapt(posterior, seed, SilentReport(), 3).to_dict() for seed in (1, 1, 2))
     assert one == same
     assert one != other
-    assert set(one) == {"gains", "choice", "offsets", "contrast", "log_precision", "firmness"}
+    assert set(one) == {"gains", "choice", "offsets", "contrast", "log_precision"}
 
 
 def test_three_directions_have_none_to_spare() -> None:

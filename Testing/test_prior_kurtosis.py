@@ -152,7 +152,7 @@ def test_what_kurtosis_is_unsure_of_neurites_are() -> None:
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Neighbours joined, nothing learnt."""
     torch.manual_seed(0)
-    network = PriorNetwork(NetworkShape(coordinates_of(DKI()).orders, 16, 1, 1))
+    network = PriorNetwork(NetworkShape(22, 16, 1, 1))
     with torch.no_grad():
         for layer in (network.head, network.linear):
             layer.weight.zero_()

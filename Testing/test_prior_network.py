@@ -28,7 +28,6 @@ from DiffusionFMLib.prior.network import (
 )
 from DiffusionFMLib.prior.systems import add_diagonal, inverse, pack, solve, unpack
 
-ORDERS = (1, 5, 1)
 P, PACKED = 7, 28
 SHAPE = (6, 5, 4)
 VOXELS = 120
@@ -44,7 +43,7 @@ def information(seed: int = 0) -> Information:
 
 def network(seed: int = 0, levels: int = 2) -> PriorNetwork:
     torch.manual_seed(seed)
-    made = PriorNetwork(NetworkShape(ORDERS, 16, levels, 1)).eval()
+    made = PriorNetwork(NetworkShape(P, 16, levels, 1)).eval()
     with torch.no_grad():
         made.head.weight.normal_(std=0.3)
         made.linear.weight.normal_(std=0.1)

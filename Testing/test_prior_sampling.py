@@ -92,7 +92,7 @@ def scan() -> ScanPosterior:
 
 
 def test_samples_have_the_mean_and_covariance_of_a_known_posterior(scan: ScanPosterior) -> None:
-    ((_, _, exact, _),) = scan.given(None, SilentReport())
+    ((_, _, exact),) = scan.given(None, SilentReport())
     drawn = sample(scan, 1, SilentReport())
     sd = exact.covariance()[[0, 7, 13, 18, 22, 25, 27], 0].sqrt()
     assert 0.05 < float(sd.min())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
@@ -14,84 +15,70 @@ from DiffusionFMLib.physics.noise import RicianNoise
 from DiffusionFMLib.physics.tensor_arrays import spread_directions
 from DiffusionFMLib.prior.coordinates import WhitenedDesign, coordinates_of
 from DiffusionFMLib.prior.information import Information, Measurements, front_end
-from DiffusionFMLib.prior.neighbourhood import VOXELS
+from DiffusionFMLib.prior.neighbourhood import VOXELS, filtered
 from DiffusionFMLib.prior.posterior import posterior
 from DiffusionFMLib.prior.systems import add_diagonal, multiply, pack, unpack
-from DiffusionFMLib.prior.twicing import interior, twiced
+from DiffusionFMLib.prior.twicing import DIRECTED, KURTOSIS, MEANS, shared_noise, twiced
 
-P, PACKED = 7, 28
+WHITE = (0.0, 0.0, 0.0)
 SHAPE = (7, 6, 5)
+FIRMNESS = {7: [MEANS, *[DIRECTED] * 5, MEANS], 22: [MEANS, *[DIRECTED] * 5, *[KURTOSIS] * 15, MEANS]}
+"""By the number of unknowns."""
 
 
-def information(voxels: int, seed: int = 0) -> Information:
-    generator = torch.Generator().manual_seed(seed)
-    half = torch.randn(P, P, voxels, generator=generator, dtype=torch.float64)
-    vector = torch.randn(P, voxels, generator=generator, dtype=torch.float64)
-    return Information(pack(torch.einsum("ikv,jkv->ijv", half, half)), vector)
+def case(size: int = 7) -> tuple[Tensor, Information, NDArray[np.bool_]]:
+    """Means and information of some of the voxels of a box, and which these are."""
+    generator = torch.Generator().manual_seed(size)
+    mask = (torch.rand(SHAPE, generator=generator) < 0.7).numpy()
+    mean, vector = (torch.randn(size, int(mask.sum()), generator=generator, dtype=torch.float64) for _ in range(2))
+    half = torch.randn(size, size, int(mask.sum()), generator=generator, dtype=torch.float64)
+    return mean, Information(pack(torch.einsum("ikv,jkv->ijv", half, half)), vector), mask
 
 
-def some_places(share: float = 0.7) -> Tensor:
-    generator = torch.Generator().manual_seed(3)
-    return (torch.rand(int(np.prod(SHAPE)), generator=generator) < share).nonzero()[:, 0]
-
-
-def case(seed: int = 0) -> tuple[Tensor, Information, Tensor, Tensor]:
-    """Means, information and firmness of some of the voxels of a box, and where they lie."""
-    place, generator = some_places(), torch.Generator().manual_seed(seed + 10)
-    mean = torch.randn(P, len(place), generator=generator, dtype=torch.float64)
-    firmness = torch.rand(P, len(place), generator=generator, dtype=torch.float64) + 0.5
-    return mean, information(len(place), seed), firmness, place
-
-
-def test_it_is_a_solve_of_what_is_left_around_each_voxel() -> None:
-    mean, given, firmness, place = case()
+@pytest.mark.parametrize("size", [7, 22])
+def test_it_is_a_solve_of_what_is_left_around_each_voxel(size: int) -> None:
+    mean, given, mask = case(size)
     matrices = unpack(given.precision).numpy()
     left = given.vector.numpy() - np.einsum("ijv,jv->iv", matrices, mean.numpy())
 
-    def summed(rows: np.ndarray) -> np.ndarray:
-        volume = np.zeros((*rows.shape[:-1], int(np.prod(SHAPE))))
-        volume[..., place] = rows
-        volume = volume.reshape(*rows.shape[:-1], *SHAPE)
+    def summed(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        volume = np.zeros((*rows.shape[:-1], *SHAPE))
+        volume[..., mask] = rows
         for axis in (-3, -2, -1):
             volume = ndimage.correlate1d(volume, np.array([0.25, 0.5, 0.25]), axis=axis, mode="constant")
-        return VOXELS[0] * volume.reshape(*rows.shape[:-1], -1)[..., place]
+        return VOXELS[0] * volume[..., mask]
 
-    systems = summed(matrices).transpose(2, 0, 1) + np.einsum("iv,ij->vij", firmness.numpy(), np.eye(P))
+    correlation = (0.5, 0.2, 0.0)
+    systems = summed(matrices).transpose(2, 0, 1) + shared_noise(correlation) * np.diag(FIRMNESS[size])
     expected = mean.numpy() + np.linalg.solve(systems, summed(left).T[..., None])[..., 0].T
-    np.testing.assert_allclose(twiced(mean, given, firmness, place, SHAPE).numpy(), expected, rtol=1e-9, atol=1e-9)
-
-
-def test_derivatives_are_right() -> None:
-    mean, given, firmness, place = case()
-    some = slice(0, 14)
-    part = Information(given.precision[:, some], given.vector[:, some])
-    inputs = mean[:, some].requires_grad_(), firmness[:, some].requires_grad_()
-    assert torch.autograd.gradcheck(lambda m, f: twiced(m, part, f, place[some], SHAPE), inputs)
+    np.testing.assert_allclose(twiced(mean, given, mask, correlation).numpy(), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_nothing_is_left_of_what_is_right() -> None:
     """Measurements that the mean explains, whatever it is, leave it as it is."""
-    mean, given, firmness, place = case()
+    mean, given, mask = case()
     explained = Information(given.precision, multiply(given.precision, mean))
-    torch.testing.assert_close(twiced(mean, explained, firmness, place, SHAPE), mean)
+    torch.testing.assert_close(twiced(mean, explained, mask, WHITE), mean)
 
 
-def test_firm_priors_stay() -> None:
-    mean, given, firmness, place = case()
-    torch.testing.assert_close(twiced(mean, given, 1e12 * firmness, place, SHAPE), mean, atol=1e-9, rtol=0)
-
-
-def test_the_interior_has_all_neighbours() -> None:
-    place = torch.arange(int(np.prod(SHAPE)))
-    expected = np.zeros(SHAPE, bool)
-    expected[1:-1, 1:-1, 1:-1] = True
-    assert np.array_equal(interior(place, SHAPE).numpy(), expected.ravel())
+@pytest.mark.parametrize("correlation", [(0.0, 0.0, 0.0), (0.5, 0.3, 0.1), (0.66, 0.66, 0.66)])
+def test_shared_noise_is_what_the_filter_leaves(correlation: tuple[float, float, float]) -> None:
+    """Of noise that is correlated as if each voxel had shares of those before it."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(1, 96, 96, 96, generator=generator, dtype=torch.float64)
+    white = float(filtered(noise, 1)[:, 4:-4, 4:-4, 4:-4].var())
+    values = noise.numpy()
+    for axis, near in enumerate(correlation, 1):
+        values = ndimage.convolve1d(values, near ** np.arange(12) * (1 - near**2) ** 0.5, axis=axis, mode="wrap")
+    left = float(filtered(torch.from_numpy(values), 1)[:, 4:-4, 4:-4, 4:-4].var())
+    assert left / values.var() / white == pytest.approx(shared_noise(correlation), rel=0.03)
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.05])
 def test_a_lesion_that_the_prior_does_not_expect_is_found(sigma: float) -> None:
     """Six directions; a ball of higher diffusivity in tissue that a sharp prior knows: less is missed, noise stays."""
     shape, coordinates, model = (14, 14, 14), coordinates_of(DTI()), DTI()
+    size, packed = 7, 28
     grid = np.stack(np.meshgrid(*(np.arange(n) - 6.5 for n in shape), indexing="ij"), -1)
     ball = (np.linalg.norm(grid, axis=-1) < 3.6).ravel()
     healthy = np.array([0.8, 0, 0, 0.8, 0, 0.8, 0.0])
@@ -103,12 +90,11 @@ def test_a_lesion_that_the_prior_does_not_expect_is_found(sigma: float) -> None:
     noise = torch.tensor(sigma, dtype=torch.float64)
     signal = RicianNoise().sample(clean, noise, torch.Generator().manual_seed(0))
     measurements = Measurements(signal, design, noise)
-    expected = coordinates.whiten(torch.as_tensor(healthy)[:, None]).expand(P, ball.size)
-    precision = add_diagonal(torch.zeros(PACKED, ball.size, dtype=torch.float64), 200.0)
+    expected = coordinates.whiten(torch.as_tensor(healthy)[:, None]).expand(size, ball.size)
+    precision = add_diagonal(torch.zeros(packed, ball.size, dtype=torch.float64), 200.0)
     prior = Information(precision, multiply(precision, expected))
     first = posterior(prior, [measurements], [front_end(measurements)[1]]).mean
-    firmness = torch.full((P, ball.size), 20.0, dtype=torch.float64)
-    second = twiced(first, measurements.around(first), firmness, torch.arange(ball.size), shape)
+    second = twiced(first, measurements.around(first), np.ones(shape, bool), WHITE)
 
     def md(u: Tensor) -> np.ndarray:
         return coordinates.theta(u).numpy()[[0, 3, 5]].mean(0)

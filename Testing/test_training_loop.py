@@ -54,7 +54,7 @@ def examples() -> list[Example]:
 
 def small_network(seed: int = 0) -> PriorNetwork:
     torch.manual_seed(seed)
-    return PriorNetwork(NetworkShape((1, 5, 1), 16, 1, 1)).to(memory_format=torch.channels_last_3d)
+    return PriorNetwork(NetworkShape(7, 16, 1, 1)).to(memory_format=torch.channels_last_3d)
 
 
 def test_a_run_starts_from_the_weights_that_it_is_given(pool: Path, tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_run_in_pieces_gives_the_same_weights(pool: Path, tmp_path: Path, monk
     assert not (tmp_path / "pieces" / WEIGHTS).exists()
     pieces = run(pool, tmp_path / "pieces", 4)
     torch.manual_seed(0)
-    start = PriorNetwork(NetworkShape((1, 5, 1), 16, 1, 1)).state_dict()
+    start = PriorNetwork(NetworkShape(7, 16, 1, 1)).state_dict()
     assert any(not torch.equal(whole[name], start[name]) for name in whole)
     for name in whole:
         torch.testing.assert_close(pieces[name], whole[name], rtol=0, atol=1e-6)
@@ -207,7 +207,7 @@ def test_with_a_look_the_mean_is_what_loses_least(examples: list[Example], shown
     kind = torch.arange(first.truth.shape[1]) % 4 == 0
     truth = torch.zeros_like(first.truth)
     truth[1, kind] = 1.0
-    example = replace(first, truth=truth, judged=torch.ones_like(first.judged))
+    example = replace(first, truth=truth, mask=torch.ones_like(first.mask))
     mean = truth.mean(1).requires_grad_()
     precision = torch.zeros(28, truth.shape[1])
     precision[[0, 7, 13, 18, 22, 25, 27]] = 10.0
@@ -231,7 +231,7 @@ def test_watched_errors_are_apart_where_the_truth_was_shown(examples: list[Examp
         )
     for shown in (False, True):
         counted = sum(count for name, (_, _, count) in result.squares.items() if name.startswith("look") == shown)
-        assert counted == sum(int(e.judged.sum()) for e in examples if (e.look is not None) == shown)
+        assert counted == sum(int(e.mask.sum()) for e in examples if (e.look is not None) == shown)
 
 
 def test_all_that_a_sampler_sees_has_a_look_at_the_truth(pool: Path, tmp_path: Path) -> None:

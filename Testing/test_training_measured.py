@@ -99,7 +99,7 @@ def test_gradients_are_turned_with_the_crop() -> None:
         theta = COORDINATES.theta(left_out.ridge)
         along = int(theta[[0, 3, 5]].mean(1).argmax())
         # S0 rises, or falls in a mirrored crop, along the axis that the fibres lie along
-        places = torch.stack(torch.unravel_index(left_out.place[left_out.judged], shape)).float()
+        places = torch.stack(torch.unravel_index(left_out.judged, shape)).float()
         related = [abs(float(torch.corrcoef(torch.stack([theta[6], place]))[0, 1])) for place in places]
         assert int(np.argmax(related)) == along
         axes.add(along)
@@ -117,7 +117,7 @@ def test_learning_is_by_what_can_be_judged() -> None:
     one = maker(MeasuredScan.of(scan()))
     examples = [one.draw(np.random.default_rng(seed)) for seed in range(2)]
     torch.manual_seed(0)
-    network = PriorNetwork(NetworkShape((1, 5, 1), 16, 1, 1))
+    network = PriorNetwork(NetworkShape(7, 16, 1, 1))
     raw = network(*batch_input(examples)).detach().requires_grad_(True)
     judged = judged_channels(COORDINATES.orders)
     before = Losses(torch.tensor(2.0), {"parameters": 1.0}, {"snr5_wm": (1.0, 2.0, 3)})

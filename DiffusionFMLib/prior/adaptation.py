@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from DiffusionFMLib.events import Report
 from DiffusionFMLib.prior.estimate import ScanPosterior
 from DiffusionFMLib.prior.left_out import Box, judged_channels, leave_out
-from DiffusionFMLib.prior.neighbourhood import SHIFTS
-from DiffusionFMLib.prior.network import raw_parts
+from DiffusionFMLib.prior.neighbourhood import SHIFTS, START_WEIGHTS
 
 STEPS: Final = 60
 CROPS: Final = 2
@@ -55,8 +54,6 @@ class Adjustment(nn.Module):
         Of what the network adds to the neighbours' estimate.
     choice : Parameter, shape (1,)
         Factor of its neighbours' log weights.
-    firmness : Parameter, shape (1,)
-        Added to the logarithm of the firmness; see `twicing`.
     offsets : Parameter, shape (15,)
         Added to these weights: neighbours that face each other have one, the wide neighbourhood the last.
     contrast : Parameter, shape (1,)
@@ -74,19 +71,18 @@ class Adjustment(nn.Module):
         self.offsets = nn.Parameter(torch.zeros(len(SHIFTS) // 2 + 2))
         self.contrast = nn.Parameter(torch.ones(1))
         self.log_precision = nn.Parameter(torch.zeros(1))
-        self.firmness = nn.Parameter(torch.zeros(1))
-        self._split = raw_parts(orders)
+        size = sum(orders)
+        self._split = (size, size * (size + 1) // 2, len(START_WEIGHTS), len(START_WEIGHTS))
         # which gain each coordinate has; the last, which stays 1, is that of means over directions
         number = [sum(harmonics[:k]) if harmonic else -1 for k, harmonic in enumerate(harmonics)]
         self._gain = torch.tensor([n for n, count in zip(number, orders, strict=True) for _ in range(count)])
         last = len(SHIFTS) - 1
         self._group = torch.tensor([*(min(k, last - k) for k in range(len(SHIFTS))), len(SHIFTS) // 2 + 1])
-        judged = judged_channels(orders).float()[:, None, None, None].split(self._split)
-        self._diagonal, self._harmonics = judged[1], judged[-1]
+        self._diagonal = judged_channels(orders).split(self._split)[1].float()[:, None, None, None]
 
     def forward(self, raw: Tensor) -> Tensor:
         """The adjusted output, shape (C, X, Y, Z), of the network's; see `PriorNetwork.forward`."""
-        change, triangle, weights, b0, firmness = raw.split(self._split)
+        change, triangle, weights, b0 = raw.split(self._split)
         gains = torch.cat([self.gains, self.gains.new_ones(1)])[self._gain]
         directed = self._diagonal.to(raw.device)
         return torch.cat(
@@ -95,14 +91,13 @@ class Adjustment(nn.Module):
                 triangle * (1 + (self.contrast - 1) * directed) + self.log_precision * directed,
                 weights * self.choice + self.offsets[self._group, None, None, None],
                 b0,
-                firmness + self.firmness * self._harmonics.to(raw.device),
             ]
         )
 
     def change(self) -> Tensor:
         """How far this is from no change, squared."""
         factors = torch.cat([self.gains, self.choice, self.contrast])
-        return (factors - 1).square().sum() + (self.offsets.square().sum() + self.firmness.square().sum()) / 4
+        return (factors - 1).square().sum() + self.offsets.square().sum() / 4
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""

@@ -60,7 +60,7 @@ class PriorEstimate:
         Of the whitened coordinates, which are in voxel axes.
     data_fraction : array, shape (V,), float32
         How much of an estimate came from the voxel's own measurements; see `Posterior.data_fraction`. For kurtosis,
-        before the neighbours' mean is known. The covariance, this and the next are as before twicing.
+        before the neighbours' mean is known. Covariance, this and the next are of the posterior before twicing.
     distance : array, shape (V,), float32
         Of the N measurements from the prior; see `disagreement.distance`.
     slope : array, shape (P, P), float64
@@ -116,6 +116,7 @@ class ScanPosterior:
         self._scale = scale_of(self._signal, gtab)
         self._sigma = np.maximum(noise.sigma_map[mask], 0.1 * noise.sigma) / self._scale
         self.voxel_sizes = acquisition.voxel_sizes
+        self.noise_correlation = noise.correlation
         self._described = (self.voxel_sizes, noise.correlation, noise.sigma / self._scale)
 
     def __len__(self) -> int:
@@ -149,8 +150,8 @@ class ScanPosterior:
         """Voxels that systems are solved for at once."""
         return [slice(start, min(start + CHUNK, len(self))) for start in range(0, len(self), CHUNK)]
 
-    def given(self, look: Look | None, report: Report) -> Iterator[tuple[slice, FrontEnd, Posterior, Tensor]]:
-        """Posterior of one part of the voxels after another, what the network was shown of them, and its firmness.
+    def given(self, look: Look | None, report: Report) -> Iterator[tuple[slice, FrontEnd, Posterior]]:
+        """Posterior of one part of the voxels after another, with what the network was shown of them.
 
         Parameters
         ----------
@@ -164,18 +165,17 @@ class ScanPosterior:
             part = None if look is None else look.part(chunk)
             front, data = front_end(self.measured(chunk), part)
             seen[:, chunk] = seen_of(front, data if part is None else data + part)
-        mean, triangle, firmness = self._learned(seen, self.told() if look is None else self.told(look.level))
+        mean, triangle = self._learned(seen, self.told() if look is None else self.told(look.level))
         for chunk in self.chunks():
             report.check()
             measurements, part = self.measured(chunk), None if look is None else look.part(chunk)
             front, data = front_end(measurements, part)
             with torch.no_grad():
                 prior = self.trained.network.local_prior(mean[:, chunk], triangle[:, chunk]).information()
-                result = posterior(prior if part is None else prior + part, [measurements], [data])
-            yield chunk, front, result, firmness[:, chunk]
+                yield chunk, front, posterior(prior if part is None else prior + part, [measurements], [data])
 
-    def _learned(self, seen: Tensor, told: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The prior's mean, shape (P, V), the precision's raw form, and the firmness, from what is seen of the voxels.
+    def _learned(self, seen: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:
+        """The prior's mean, shape (P, V), and the precision's raw form, from what is seen of the voxels.
 
         Slab by slab along the first axis, as memory affords; slabs overlap, so that none ends where another's inner
         voxels look.
@@ -188,7 +188,7 @@ class ScanPosterior:
         x, y, z = (inside - low).T
         afforded = SLAB_BYTES // (seen.element_size() * 3 * len(seen) * ny * nz) - 2 * OVERLAP
         thick = min(max(int(afforded) // multiple * multiple, multiple), nx)
-        mean, triangle, firmness = (seen.new_empty(rows, len(x)) for rows in (size, network.packed, size))
+        mean, triangle = seen.new_empty(size, len(x)), seen.new_empty(network.packed, len(x))
         for start in range(0, nx, thick):
             first, last = max(start - OVERLAP, 0), min(start + thick + OVERLAP, nx)
             here, inner = (np.flatnonzero((x >= a) & (x < b)) for a, b in ((first, last), (start, start + thick)))
@@ -204,10 +204,9 @@ class ScanPosterior:
             with torch.no_grad():
                 if self.trained.adjustment is not None:
                     raw = self.trained.adjustment(raw)
-                at = at.to(seen.device)
-                mean[:, inner] = network.mean(raw, view.neighbourhood, at)
-                triangle[:, inner], firmness[:, inner] = network.triangle(raw, at), network.firmness(raw, at)
-        return mean, triangle, firmness
+                mean[:, inner] = network.mean(raw, view.neighbourhood, at.to(seen.device))
+                triangle[:, inner] = network.triangle(raw, at.to(seen.device))
+        return mean, triangle
 
     def in_ras(self, u: Tensor) -> NDArray[np.float32]:
         """Parameters theta of coordinates u, shape (P, V), in scanner RAS, S0 in the scan's unit."""
@@ -244,24 +243,22 @@ class ScanPosterior:
 def estimate(scan: ScanPosterior, report: Report) -> PriorEstimate:
     """Posterior of every voxel of a scan's mask, its mean twiced."""
     size = len(scan.trained.coordinates)
-    mean, firmness, vector = (torch.empty(size, len(scan), device=scan.device) for _ in range(3))
+    mean, vector = (torch.empty(size, len(scan), device=scan.device) for _ in range(2))
     precision = torch.empty(scan.trained.network.packed, len(scan), device=scan.device)
     ridge = np.empty((size, len(scan)), np.float32)
     covariance = np.empty((size, size, len(scan)), np.float32)
     data_fraction, far = (np.empty(len(scan), np.float32) for _ in range(2))
-    for chunk, front, result, firm in scan.given(None, report):
+    for chunk, front, result in scan.given(None, report):
         report.progress(chunk.stop, len(scan), "Prior")
         measurements = scan.measured(chunk)
         known = measurements.around(result.mean)
-        mean[:, chunk], firmness[:, chunk] = result.mean, firm
-        precision[:, chunk], vector[:, chunk] = known.precision, known.vector
+        mean[:, chunk], precision[:, chunk], vector[:, chunk] = result.mean, known.precision, known.vector
         ridge[:, chunk] = scan.in_ras(front.mean)
         covariance[..., chunk] = unpack(result.covariance()).cpu().numpy()
         data_fraction[chunk] = result.data_fraction().cpu().numpy()
         far[chunk] = distance(result, measurements).cpu().numpy()
     report.check()
-    place = torch.from_numpy(np.flatnonzero(scan.mask)).to(scan.device)
-    mean = twiced(mean, Information(precision, vector), firmness, place, scan.mask.shape).cpu()
+    mean = twiced(mean, Information(precision, vector), scan.mask, scan.noise_correlation).cpu()
     if isinstance(scan.trained.model, DKI):
         mean = told_by_neighbours(mean, torch.from_numpy(covariance), torch.from_numpy(scan.mask))
     return PriorEstimate(scan.in_ras(mean), ridge, covariance, data_fraction, far, scan.slope())

@@ -19,10 +19,9 @@ from DiffusionFMLib.physics.noise import RicianNoise
 from DiffusionFMLib.prior.coordinates import MD_SD, TYPICAL_MD, WhitenedDesign
 from DiffusionFMLib.prior.estimate import BoxView, seen_of
 from DiffusionFMLib.prior.information import Information, Measurements, front_end
-from DiffusionFMLib.prior.neighbourhood import Neighbourhood
-from DiffusionFMLib.prior.network import PriorNetwork, raw_parts
+from DiffusionFMLib.prior.neighbourhood import START_WEIGHTS, Neighbourhood
+from DiffusionFMLib.prior.network import PriorNetwork
 from DiffusionFMLib.prior.posterior import posterior
-from DiffusionFMLib.prior.twicing import interior, twiced
 
 FREEDOM: Final = 3.0
 """Of Student's t distribution for what is left over: a few volumes that moved are not to decide."""
@@ -57,7 +56,7 @@ class Box:
 
 @dataclass(frozen=True, eq=False)
 class LeftOut:
-    """Volumes left out of a box, in the V tissue voxels of its inside that have all neighbours there.
+    """Volumes left out of a box, in the V tissue voxels of its inside.
 
     Parameters
     ----------
@@ -65,16 +64,14 @@ class LeftOut:
         Of the box's inside, from the volumes that are given.
     margin : int
         Voxels at each face of the box that are only there as neighbours.
-    place : Tensor, shape (U,)
-        Where those of the inside's voxels lie that have data, in C order.
+    judged : Tensor, shape (V,)
+        Positions within the inside, in C order.
     measurements : Measurements
         Of the volumes given, in these voxels.
     data : Information
         What they say.
-    judged : Tensor, shape (V,)
-        Which of these are judged.
     ridge : Tensor, shape (P, V)
-        Estimate from the judged voxels' data alone.
+        Estimate from them alone.
     design : WhitenedDesign
         Of the volumes left out.
     signal : Tensor, shape (M, V)
@@ -84,10 +81,9 @@ class LeftOut:
 
     neighbourhood: Neighbourhood
     margin: int
-    place: Tensor
+    judged: Tensor
     measurements: Measurements
     data: Information
-    judged: Tensor
     ridge: Tensor
     design: WhitenedDesign
     signal: Tensor
@@ -112,14 +108,10 @@ class LeftOut:
         return student(self.residuals(self.posterior_mean(network, raw))).mean()
 
     def posterior_mean(self, network: PriorNetwork, raw: Tensor) -> Tensor:
-        """Of the judged voxels, shape (P, V); see `misfit`."""
-        mean = network.mean(raw, self.neighbourhood, self.place)
-        prior = network.local_prior(mean, network.triangle(raw, self.place)).information()
-        mean = posterior(prior, [self.measurements], [self.data]).mean
-        with torch.no_grad():
-            information = self.measurements.around(mean)
-        shape = self.neighbourhood.shape
-        return twiced(mean, information, network.firmness(raw, self.place), self.place, shape)[:, self.judged]
+        """Of the voxels judged, shape (P, V); see `misfit`."""
+        mean = network.mean(raw, self.neighbourhood, self.judged)
+        prior = network.local_prior(mean, network.triangle(raw, self.judged)).information()
+        return posterior(prior, [self.measurements], [self.data]).mean
 
     def residuals(self, u: Tensor) -> Tensor:
         """What coordinates u, shape (P, V), leave of the volumes left out, over the noise: shape (M, V)."""
@@ -159,18 +151,16 @@ def leave_out(
 
     inner = slice(margin, box.edge - margin)
     neighbourhood = view.neighbourhood.part((inner,) * 3)
-    # the number, among the box's voxels with data, of the inner ones
+    # of the inner voxels those that have data, counted there and among the box's voxels
     number = torch.full((box.edge**3,), -1, device=box.place.device)
     number[box.place] = torch.arange(len(box.place), device=box.place.device)
     number = number.reshape(view.shape)[inner, inner, inner].reshape(-1)
-    place = (number >= 0).nonzero()[:, 0]
-    among = number[place]
-    md = TYPICAL_MD + MD_SD * neighbourhood.estimates(place)[0]
-    judged = ((md < TISSUE_MD) & interior(place, neighbourhood.shape)).nonzero()[:, 0]
-    told = among[judged]
+    md = TYPICAL_MD + MD_SD * neighbourhood.estimates()[0]
+    judged = ((number >= 0) & (md < TISSUE_MD)).nonzero()[:, 0]
+    among = number[judged]
     return view, LeftOut(
-        neighbourhood, margin, place, measurements.part(among), data.part(among), judged, front.mean[:, told],
-        design.part(left), box.signal[left][:, told], box.sigma[told],
+        neighbourhood, margin, judged, measurements.part(among), data.part(among), front.mean[:, among],
+        design.part(left), box.signal[left][:, among], box.sigma[among],
     )  # fmt: skip
 
 
@@ -184,10 +174,9 @@ def judged_channels(orders: tuple[int, ...]) -> Tensor:
     orders : tuple of int
         See `Coordinates.orders`.
     """
-    harmonics = torch.tensor([count > 1 for count in orders])
-    directed = harmonics.repeat_interleave(torch.tensor(orders))
-    _, packed, weights, b0, _ = raw_parts(orders)
-    triangle = torch.zeros(packed, dtype=torch.bool)
-    triangle[diagonal_entries(len(directed))] = directed
-    judged, not_judged = torch.ones(weights, dtype=torch.bool), torch.zeros(b0, dtype=torch.bool)
-    return torch.cat([directed, triangle, judged, not_judged, harmonics])
+    directed = torch.tensor([count > 1 for count in orders for _ in range(count)])
+    size = len(directed)
+    triangle = torch.zeros(size * (size + 1) // 2, dtype=torch.bool)
+    triangle[diagonal_entries(size)] = directed
+    weights = torch.ones(len(START_WEIGHTS), dtype=torch.bool)
+    return torch.cat([directed, triangle, weights, ~weights])

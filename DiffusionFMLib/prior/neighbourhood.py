@@ -74,11 +74,6 @@ class Neighbourhood:
         near = filtered(own, PASSES[0])
         return cls(functional.pad(own, (1,) * 6), near, filtered(near, PASSES[1] - PASSES[0]))
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Edges of the volume, voxels."""
-        return tuple(self.near.shape[1:])  # type: ignore[return-value]
-
     def part(self, box: tuple[slice, slice, slice]) -> Neighbourhood:
         """That of a box of the volume, whose neighbours are still there; slices with both ends."""
         with_border = tuple(slice(part.start, part.stop + 2) for part in box)
@@ -186,4 +181,4 @@ def network_input(front: FrontEnd, neighbourhood: Neighbourhood, mask: Tensor) -
         Where there are data.
     """
     features = torch.cat([front.mean, neighbourhood.estimates(), front.spread()])
-    return (features * mask).reshape(-1, *neighbourhood.shape)
+    return (features * mask).reshape(-1, *neighbourhood.near.shape[1:])

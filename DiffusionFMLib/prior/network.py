@@ -35,11 +35,6 @@ STIFFNESS: Final = 1e-3
 
 LOG_PRECISION_RANGE: Final = (-4.0, 10.0)
 
-START_LOG_FIRMNESS: Final = 3.0
-"""Logarithm of the precision that training starts from of errors which neighbouring voxels share; see `twicing`."""
-
-LOG_FIRMNESS_RANGE: Final = (-2.0, 9.0)
-
 
 @dataclass(frozen=True)
 class NetworkShape:
@@ -47,8 +42,8 @@ class NetworkShape:
 
     Parameters
     ----------
-    orders : tuple of int
-        See `Coordinates.orders`.
+    unknowns : int
+        P of the model.
     channels : int
         At full resolution; twice as many at each level below. Multiples of 16 are fast.
     levels : int
@@ -57,7 +52,7 @@ class NetworkShape:
         Residual blocks at each place of the U.
     """
 
-    orders: tuple[int, ...] = (1, 5, 1)
+    unknowns: int = 7
     channels: int = 16
     levels: int = 2
     blocks: int = 1
@@ -65,16 +60,6 @@ class NetworkShape:
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> NetworkShape:
-        """What `to_dict` made."""
-        return cls(**{**values, "orders": tuple(values["orders"])})
-
-    @property
-    def unknowns(self) -> int:
-        """P of the model."""
-        return sum(self.orders)
 
     @property
     def multiple(self) -> int:
@@ -101,21 +86,6 @@ class LocalPrior:
         return Information(self.precision, multiply(self.precision, self.mean))
 
 
-def raw_parts(orders: tuple[int, ...]) -> tuple[int, int, int, int, int]:
-    """Channels of a network's raw output by what they are.
-
-    Change of the mean, triangle of the precision, log weights of the neighbours and those of b0 volumes over them, and
-    log firmness of each harmonic.
-
-    Parameters
-    ----------
-    orders : tuple of int
-        See `Coordinates.orders`.
-    """
-    size = sum(orders)
-    return size, size * (size + 1) // 2, WEIGHTS // 2, WEIGHTS // 2, len(orders)
-
-
 class PriorNetwork(nn.Module):
     """Local prior mean and precision of every voxel of a volume.
 
@@ -127,8 +97,8 @@ class PriorNetwork(nn.Module):
     def __init__(self, shape: NetworkShape) -> None:
         super().__init__()
         self.shape = shape
-        parts = raw_parts(shape.orders)
-        p, self.packed = parts[:2]
+        p = shape.unknowns
+        self.packed = p * (p + 1) // 2
         widths = [shape.channels * 2**level for level in range(shape.levels + 1)]
         # the mask tells voxels without data from typical ones
         self.stem = nn.Conv3d(3 * p + self.packed + 1, widths[0], 1)
@@ -138,17 +108,16 @@ class PriorNetwork(nn.Module):
         self.narrow = nn.ModuleList(nn.Conv3d(a, b, 1) for a, b in zip(widths, widths[1:], strict=False))
         self.up = nn.ModuleList(_Stage(w, shape.blocks) for w in widths[:-1])
         self.widen = nn.ModuleList(nn.Conv3d(b, a, 1) for a, b in zip(widths, widths[1:], strict=False))
-        self.head = nn.Conv3d(widths[0], sum(parts), 1)
+        self.head = nn.Conv3d(widths[0], p + self.packed + WEIGHTS, 1)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)  # type: ignore[arg-type]
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
         self._diagonal = diagonal_entries(p)
         self._rows = [row for row, _ in packed_pairs(p)]
-        self._harmonic = [k for k, count in enumerate(shape.orders) for _ in range(count)]
 
     def forward(self, features: Tensor, mask: Tensor, conditions: Tensor) -> Tensor:
-        """Raw output, shape (B, C, X, Y, Z), whose channels are those of `raw_parts`.
+        """Raw output, shape (B, P + P (P + 1) / 2 + 56, X, Y, Z), for `local_prior`.
 
         Parameters
         ----------
@@ -183,18 +152,12 @@ class PriorNetwork(nn.Module):
         voxels that are asked for, as in `Neighbourhood.estimates`.
         """
         p = self.shape.unknowns
-        weights = raw[p + self.packed : p + self.packed + WEIGHTS]
-        return neighbourhood.weighed(weights, at) + _some(raw[:p], at)
+        return neighbourhood.weighed(raw[p + self.packed :], at) + _some(raw[:p], at)
 
     def triangle(self, raw: Tensor, at: Tensor | None = None) -> Tensor:
         """The part of raw output, shape (C, X, Y, Z), that the prior's precision is in: shape (P (P + 1) / 2, V)."""
         p = self.shape.unknowns
         return _some(raw[p : p + self.packed], at)
-
-    def firmness(self, raw: Tensor, at: Tensor | None = None) -> Tensor:
-        """Precision of the errors that neighbouring voxels share, shape (P, V), from raw output, shape (C, X, Y, Z)."""
-        rows = _some(raw[-len(self.shape.orders) :], at)
-        return (rows + START_LOG_FIRMNESS).clamp(*LOG_FIRMNESS_RANGE).exp()[self._harmonic]
 
     def local_prior(self, mean: Tensor, triangle: Tensor) -> LocalPrior:
         """The prior of a mean, shape (P, V), and the raw output, shape (P (P + 1) / 2, V), that its precision is in.

@@ -121,7 +121,7 @@ def _refined(
     for k, (level, after) in enumerate(pairwise([*steps, 0.0])):
         report.progress(k, levels, "Sampling")
         white = noise() if level <= OPEN else None
-        for chunk, _, result, _ in scan.given(look_at(look, level), report):
+        for chunk, _, result in scan.given(look_at(look, level), report):
             answer[:, chunk] = result.mean if white is None else draw(result, white[:, chunk])
         if white is None:
             look = answer + after / level * (look - answer)

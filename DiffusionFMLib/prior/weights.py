@@ -22,7 +22,7 @@ from DiffusionFMLib.stored_weights import SHIPPED, read_weights, write_weights
 __all__ = ["TrainedPrior", "carrier", "load_weights", "save_weights", "weights_file", "weights_files"]
 
 KIND: Final = "diffusionfm-prior"
-FORMAT: Final = 5
+FORMAT: Final = 4
 
 CALIBRATION: Final = "calibration"
 """What the names of a calibration's tensors begin with, before the model's name and their own."""
@@ -126,7 +126,7 @@ def load_weights(path: Path, device: torch.device | None = None, expected: Signa
         raise InputError(msg, "Choose weights of another model.")
     try:
         calibrations = _calibrations(tensors)
-        network = PriorNetwork(NetworkShape.from_dict(header["shape"]))
+        network = PriorNetwork(NetworkShape(**header["shape"]))
         network.load_state_dict({name: value for name, value in tensors.items() if not name.startswith(CALIBRATION)})
     except (KeyError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]

@@ -27,7 +27,6 @@ from DiffusionFMLib.prior.information import (
 from DiffusionFMLib.prior.neighbourhood import Neighbourhood, network_input
 from DiffusionFMLib.prior.network import conditions
 from DiffusionFMLib.prior.systems import add_diagonal, solve
-from DiffusionFMLib.prior.twicing import interior
 from DiffusionFMLib.training.anatomies import DIRECTIONS, WEIGHTS, Anatomy
 from DiffusionFMLib.training.protocols import FAMILIES, Protocol
 from DiffusionFMLib.training.rendering import Contents, draw_contents
@@ -43,7 +42,7 @@ MIN_SIGNAL: Final = 1e-6
 MIN_BRAIN: Final = 0.4
 """Least share of a crop that is brain."""
 
-SIGMA_ERROR, CORRELATION_ERROR = 0.15, 0.03
+SIGMA_ERROR, CORRELATION_ERROR = 0.1, 0.03
 """How far the noise level (relative) and its correlation are known when a scan is fitted."""
 
 UNSTEADINESS: Final = 0.03
@@ -62,7 +61,7 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """A crop to train on, whose V inner voxels see their neighbours, as in a whole scan.
+    """A crop to train on, of whose voxels the V inner ones are judged: these see their neighbours, as in a whole scan.
 
     Parameters
     ----------
@@ -78,15 +77,12 @@ class Example:
     brain : Tensor, shape (1, X, Y, Z)
         1 where there are data.
     margin : int
-        Voxels at each face that are not inner ones.
+        Voxels at each face that are not judged.
     ridge : Tensor, shape (P, V)
         Estimate from the voxel's own data.
     truth : Tensor, shape (P, V)
         Noise-free fit at the protocol's own shells, whitened.
     mask : Tensor, shape (V,), bool
-        Where there are data.
-    judged : Tensor, shape (V,), bool
-        Of these, those that have all neighbours among the inner voxels.
     conditions : Tensor, shape (8,)
     dense : WhitenedDesign
         b0 and some directions at the same shells.
@@ -105,7 +101,6 @@ class Example:
     ridge: Tensor
     truth: Tensor
     mask: Tensor
-    judged: Tensor
     conditions: Tensor
     dense: WhitenedDesign
     sigma: float
@@ -182,13 +177,11 @@ class ExampleMaker:
         features = network_input(front, neighbourhood, brain)
         nx, ny, nz = (slice(self.margin, n - self.margin) for n in shape)
         box = nx, ny, nz
-        within = neighbourhood.part(box)
         inner = torch.arange(brain.numel(), device=self.device).reshape(shape)[box].reshape(-1)
-        judged = brain[inner] & interior(torch.arange(len(inner), device=self.device), within.shape)
         return Example(
             measurements.part(inner), data.part(inner), None if look is None else look.part(inner),
-            within, features, brain.float().reshape(1, *shape), self.margin,
-            front.mean[:, inner], truth[:, inner], brain[inner], judged, told, dense, protocol.sigma,
+            neighbourhood.part(box), features, brain.float().reshape(1, *shape), self.margin,
+            front.mean[:, inner], truth[:, inner], brain[inner], told, dense, protocol.sigma,
             int((protocol.bvals > 0).sum()),
         )  # fmt: skip
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -16,7 +15,6 @@ from DiffusionFMLib.prior.kurtosis import mean_apparent_kurtosis, mean_kurtosis
 from DiffusionFMLib.prior.left_out import student
 from DiffusionFMLib.prior.network import PriorNetwork
 from DiffusionFMLib.prior.posterior import Posterior, posterior
-from DiffusionFMLib.prior.twicing import twiced
 from DiffusionFMLib.training.examples import Example
 from DiffusionFMLib.training.measured_scans import MeasuredExample
 from DiffusionFMLib.training.task import Losses
@@ -70,10 +68,7 @@ def batch_input(examples: Sequence[Example | MeasuredExample]) -> tuple[Tensor, 
 
 
 def posterior_of(network: PriorNetwork, raw: Tensor, examples: list[Example]) -> Posterior:
-    """Posterior of the inner voxels of a batch, one example after another, from the network's raw output.
-
-    Its mean is twiced where there is no look at the truth, since samples are not.
-    """
+    """Posterior of the judged voxels of a batch, one example after another, from the network's raw output."""
     margin = examples[0].margin
     inner = slice(margin, -margin or None)
     raw = raw[:, :, inner, inner, inner].float().contiguous()
@@ -82,22 +77,7 @@ def posterior_of(network: PriorNetwork, raw: Tensor, examples: list[Example]) ->
     prior = network.local_prior(mean, triangle).information()
     # a look at the truth comes from outside the voxel's measurements, as the prior does
     looks = [e.look or e.data.nothing() for e in examples]
-    result = posterior(prior + concatenate(looks), [e.measurements for e in examples], [e.data for e in examples])
-    means = [
-        _twiced(part, network.firmness(one), e) if e.look is None else part
-        for part, one, e in zip(result.mean.split([len(e.mask) for e in examples], 1), raw, examples, strict=True)
-    ]
-    return replace(result, mean=torch.cat(means, 1))
-
-
-def _twiced(mean: Tensor, firmness: Tensor, example: Example) -> Tensor:
-    """An example's posterior mean, shape (P, V), twiced."""
-    place = example.mask.nonzero()[:, 0]
-    inside = mean[:, place]
-    with torch.no_grad():
-        information = example.measurements.part(place).around(inside)
-    better = twiced(inside, information, firmness[:, place], place, example.neighbourhood.shape)
-    return mean.index_copy(1, place, better)
+    return posterior(prior + concatenate(looks), [e.measurements for e in examples], [e.data for e in examples])
 
 
 def losses(result: Posterior, examples: list[Example], rng: np.random.Generator) -> Losses:
@@ -109,7 +89,7 @@ def losses(result: Posterior, examples: list[Example], rng: np.random.Generator)
     loss is lowest there.
     """
     truth = torch.cat([e.truth for e in examples], 1)
-    mask = torch.cat([e.judged for e in examples])
+    mask = torch.cat([e.mask for e in examples])
     looked = torch.cat([torch.full_like(e.mask, e.look is not None) for e in examples])
     # weights that depend on the truth would move a denoiser's mean
     md = (TYPICAL_MD + MD_SD * truth[0]).where(~looked, TYPICAL_MD)
@@ -118,7 +98,7 @@ def losses(result: Posterior, examples: list[Example], rng: np.random.Generator)
 
     square = (result.mean - truth).square().sum(0)
     typical = torch.cat(
-        [_typical(part.detach(), e.judged) for part, e in zip(_split(square, examples), examples, strict=True)]
+        [_typical(part.detach(), e.mask) for part, e in zip(_split(square, examples), examples, strict=True)]
     )
     error = torch.where(looked, 0.5 * square / typical, (square + SMOOTHNESS**2).sqrt() - SMOOTHNESS)
     parameters = (weight * error).sum()

@@ -68,7 +68,7 @@ class PriorTask:
             msg = "--measured needs scans, and is not for samplers."
             raise SettingsError(msg, "Name scans with --scans, or leave one of the two out.")
         torch.manual_seed(settings.seed)
-        shape = NetworkShape(self._coordinates.orders, preset.channels, preset.levels, preset.blocks)
+        shape = NetworkShape(len(self._coordinates), preset.channels, preset.levels, preset.blocks)
         self._crop = settings.crop or preset.crop
         if self._crop % shape.multiple or self._crop <= 2 * preset.margin:
             msg = f"crop is {self._crop} voxels; expected a multiple of {shape.multiple} above {2 * preset.margin}."
