@@ -18,12 +18,10 @@ from DiffusionFMLib.prior.information import Information, Measurements, front_en
 from DiffusionFMLib.prior.neighbourhood import VOXELS, filtered
 from DiffusionFMLib.prior.posterior import posterior
 from DiffusionFMLib.prior.systems import add_diagonal, multiply, pack, unpack
-from DiffusionFMLib.prior.twicing import DIRECTED, KURTOSIS, MEANS, shared_noise, twiced
+from DiffusionFMLib.prior.twicing import FIRMNESS, shared_noise, twiced
 
 WHITE = (0.0, 0.0, 0.0)
 SHAPE = (7, 6, 5)
-FIRMNESS = {7: [MEANS, *[DIRECTED] * 5, MEANS], 22: [MEANS, *[DIRECTED] * 5, *[KURTOSIS] * 15, MEANS]}
-"""By the number of unknowns."""
 
 
 def case(size: int = 7) -> tuple[Tensor, Information, NDArray[np.bool_]]:
@@ -48,17 +46,17 @@ def test_it_is_a_solve_of_what_is_left_around_each_voxel(size: int) -> None:
             volume = ndimage.correlate1d(volume, np.array([0.25, 0.5, 0.25]), axis=axis, mode="constant")
         return VOXELS[0] * volume[..., mask]
 
-    correlation = (0.5, 0.2, 0.0)
-    systems = summed(matrices).transpose(2, 0, 1) + shared_noise(correlation) * np.diag(FIRMNESS[size])
+    correlation, firmness = (0.5, 0.2, 0.0), np.arange(1.0, size + 1)
+    systems = summed(matrices).transpose(2, 0, 1) + shared_noise(correlation) * np.diag(firmness)
     expected = mean.numpy() + np.linalg.solve(systems, summed(left).T[..., None])[..., 0].T
-    np.testing.assert_allclose(twiced(mean, given, mask, correlation).numpy(), expected, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(twiced(mean, given, firmness, mask, correlation).numpy(), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_nothing_is_left_of_what_is_right() -> None:
     """Measurements that the mean explains, whatever it is, leave it as it is."""
     mean, given, mask = case()
     explained = Information(given.precision, multiply(given.precision, mean))
-    torch.testing.assert_close(twiced(mean, explained, mask, WHITE), mean)
+    torch.testing.assert_close(twiced(mean, explained, np.ones(len(mean)), mask, WHITE), mean)
 
 
 @pytest.mark.parametrize("correlation", [(0.0, 0.0, 0.0), (0.5, 0.3, 0.1), (0.66, 0.66, 0.66)])
@@ -94,7 +92,8 @@ def test_a_lesion_that_the_prior_does_not_expect_is_found(sigma: float) -> None:
     precision = add_diagonal(torch.zeros(packed, ball.size, dtype=torch.float64), 200.0)
     prior = Information(precision, multiply(precision, expected))
     first = posterior(prior, [measurements], [front_end(measurements)[1]]).mean
-    second = twiced(first, measurements.around(first), np.ones(shape, bool), WHITE)
+    firmness = np.repeat(FIRMNESS["dti"], coordinates.orders)
+    second = twiced(first, measurements.around(first), firmness, np.ones(shape, bool), WHITE)
 
     def md(u: Tensor) -> np.ndarray:
         return coordinates.theta(u).numpy()[[0, 3, 5]].mean(0)

@@ -27,7 +27,7 @@ from DiffusionFMLib.prior.neighbourhood import B0_ROWS, Neighbourhood, rows_of
 from DiffusionFMLib.prior.network import PriorNetwork, conditions
 from DiffusionFMLib.prior.posterior import Posterior, posterior
 from DiffusionFMLib.prior.systems import unpack
-from DiffusionFMLib.prior.twicing import twiced
+from DiffusionFMLib.prior.twicing import FIRMNESS, twiced
 from DiffusionFMLib.prior.weights import TrainedPrior
 
 CHUNK: Final = 1 << 15
@@ -258,8 +258,10 @@ def estimate(scan: ScanPosterior, report: Report) -> PriorEstimate:
         data_fraction[chunk] = result.data_fraction().cpu().numpy()
         far[chunk] = distance(result, measurements).cpu().numpy()
     report.check()
-    mean = twiced(mean, Information(precision, vector), scan.mask, scan.noise_correlation).cpu()
-    if isinstance(scan.trained.model, DKI):
+    model, orders = scan.trained.model, scan.trained.coordinates.orders
+    firmness = np.repeat(FIRMNESS[model.name], orders)
+    mean = twiced(mean, Information(precision, vector), firmness, scan.mask, scan.noise_correlation).cpu()
+    if isinstance(model, DKI):
         mean = told_by_neighbours(mean, torch.from_numpy(covariance), torch.from_numpy(scan.mask))
     return PriorEstimate(scan.in_ras(mean), ridge, covariance, data_fraction, far, scan.slope())
 

@@ -21,13 +21,11 @@ from DiffusionFMLib.prior.systems import add_diagonal, multiply, solve
 PASSES: Final = 1
 """Of the binomial filter: over the near neighbourhood, which is worth `neighbourhood.VOXELS` voxels."""
 
-MEANS, DIRECTED, KURTOSIS = 8.0, 40.0, 40.0
-"""Precision that the prior's errors are expected to have, in white noise: of mean diffusivity and ln S0, which all
-measurements tell of, of the tensor's other coordinates, and of kurtosis. Chosen in simulated heads, on a phantom and on
-two real scans."""
-
-TENSOR: Final = 6
-"""Coordinates of diffusivity; those of kurtosis follow."""
+FIRMNESS: Final = {"dti": (8.0, 40.0, 8.0), "dki": (500.0, 400.0, 100.0, 400.0, 400.0, 500.0)}
+"""Precision that the prior's errors are expected to have in white noise, by the model's name and for each harmonic of
+`Coordinates.orders`. Mean diffusivity and ln S0, of which all measurements tell, are the least firm; not beside
+kurtosis, which is a ratio that their noise is seen in. Chosen in simulated heads, on a phantom, and for the tensor in
+real scans."""
 
 ROWS: Final = 16
 """Of the information that are spread over the volume at once."""
@@ -36,7 +34,9 @@ CHUNK: Final = 1 << 15
 """Voxels that are solved for at once."""
 
 
-def twiced(mean: Tensor, information: Information, mask: NDArray[np.bool_], correlation: ArrayLike) -> Tensor:
+def twiced(
+    mean: Tensor, information: Information, firmness: ArrayLike, mask: NDArray[np.bool_], correlation: ArrayLike
+) -> Tensor:
     """The posterior mean with the error added that neighbours' measurements tell, shape (P, V).
 
     Parameters
@@ -45,6 +45,8 @@ def twiced(mean: Tensor, information: Information, mask: NDArray[np.bool_], corr
         Posterior mean of the whitened coordinates of a mask's voxels.
     information : Information
         What their measurements say, with weights from that mean.
+    firmness : array, shape (P,)
+        See `FIRMNESS`.
     mask : array, shape (X, Y, Z), bool
         Where they lie.
     correlation : array, shape (3,)
@@ -53,9 +55,9 @@ def twiced(mean: Tensor, information: Information, mask: NDArray[np.bool_], corr
     place, shape = torch.from_numpy(np.flatnonzero(mask)).to(mean.device), mask.shape
     left = _gathered(information.vector - multiply(information.precision, mean), place, shape)
     known = _gathered(information.precision, place, shape)
-    firmness = shared_noise(correlation) * _firmness(mean)
+    firm = mean.new_tensor(shared_noise(correlation) * np.asarray(firmness))[:, None]
     parts = [
-        solve(add_diagonal(known[:, some], firmness), left[:, some])
+        solve(add_diagonal(known[:, some], firm), left[:, some])
         for some in (slice(start, start + CHUNK) for start in range(0, len(place), CHUNK))
     ]
     return mean + torch.cat(parts, 1)
@@ -72,14 +74,6 @@ def shared_noise(correlation: ArrayLike) -> float:
     near = np.clip(correlation, 0, 1)
     # of weights 1/4, 1/2, 1/4: squares 3/8, products of neighbours 1/4 and of the outer two 1/16, twice each
     return float(np.prod(1 + (near / 2 + near**2 / 8) / (3 / 8)))
-
-
-def _firmness(mean: Tensor) -> Tensor:
-    """Precision of the errors, shape (P, 1)."""
-    result = mean.new_full((len(mean), 1), DIRECTED)
-    result[TENSOR:] = KURTOSIS
-    result[[0, -1]] = MEANS
-    return result
 
 
 def _gathered(rows: Tensor, place: Tensor, shape: tuple[int, ...]) -> Tensor:
