@@ -61,5 +61,10 @@ def simulate_scan(settings: SimulateSettings, report: JobReport) -> dict[str, An
         path = outputs.write_map(map, outputs.map_path(out, acquisition.name, label, name, "truth"))
         announce_map(report, map, path, None)
         written.append(path)
+    # an earlier scan of other shells may have left truth that is not this one's
+    for earlier in out.glob(f"{acquisition.name}_model-*_desc-truth_dwimap.nii.gz"):
+        if earlier not in written:
+            outputs.sidecar_path(earlier).unlink(missing_ok=True)
+            earlier.unlink()
     report.progress(1, 1, WRITE)
     return {"name": acquisition.name, "out": str(out), "dwi": str(dwi), "files": [file.name for file in written]}

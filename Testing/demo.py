@@ -89,7 +89,9 @@ def show(dwi: str, out: Path, headless: bool) -> int:
 def simulate(folder: Path) -> Path:
     """Simulate a scan by the command line's job; the scan's file."""
     scan = folder / "simulated_dwi.nii.gz"
-    if not scan.exists():
+    if scan.exists():
+        print(f"Taking the scan of an earlier demo; remove {folder} for a new one")
+    else:
         print("Simulating a whole-brain scan")
         subprocess.run([sys.executable, "-m", "DiffusionFMLib", "simulate", "--out", str(folder)], cwd=ROOT, check=True)
     return scan

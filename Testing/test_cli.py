@@ -243,10 +243,14 @@ def test_demo_draws_what_it_made(tmp_path, capsys):
 
 
 def test_a_simulated_scan_can_be_fitted(tmp_path, capsys):
+    """And a scan of other shells in the same folder leaves none of its truth there."""
+    for name in ("mk_desc-truth_dwimap.nii.gz", "mk_desc-truth_dwimap.json"):
+        (tmp_path / f"simulated_dwi_model-dki_param-{name}").touch()
     simulate = ["simulate", "--out", str(tmp_path), "--voxel-size", "5", "--shells", "1000:12", "--json"]
     assert main(simulate) == DONE
     result = json.loads(capsys.readouterr().out)
     assert set(result["files"]) == {path.name for path in tmp_path.iterdir() if path.suffix != ".json"}
+    assert not list(tmp_path.glob("*_model-dki_*"))
     assert main(["info", result["dwi"], "--json"]) == DONE
     assert json.loads(capsys.readouterr().out)["quality"]["shells"][1]["volumes"] == 12
 
