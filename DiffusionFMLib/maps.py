@@ -120,8 +120,9 @@ DISAGREEMENT = MapSpec(
     "disagreement",
     "Disagreement",
     "sigma",
-    "How far a voxel's own measurements lie from what the prior makes of them, in standard deviations of what most of "
-    "the voxels show: do not trust maps where it is above 3. Lesions that the prior gets right do not show.",
+    "How far the measurements of a voxel and of those around it lie from what the prior makes of them, in standard "
+    "deviations of what most places show: do not trust maps where it is above 3. Lesions that the prior gets right do "
+    "not show.",
     (0.0, 6.0),
     "inferno",
 )

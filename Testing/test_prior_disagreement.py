@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from DiffusionFMLib.acquisition import Acquisition
 from DiffusionFMLib.events import SilentReport
@@ -15,7 +16,7 @@ from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.physics import DTI, MODELS
 from DiffusionFMLib.physics.tensor_arrays import spread_directions
 from DiffusionFMLib.prior.coordinates import WhitenedDesign, coordinates_of
-from DiffusionFMLib.prior.disagreement import distance, empirical_null, in_sigma
+from DiffusionFMLib.prior.disagreement import PASSES, distance, empirical_null, in_sigma, together
 from DiffusionFMLib.prior.fitting import fit
 from DiffusionFMLib.prior.information import Information, Measurements
 from DiffusionFMLib.prior.posterior import posterior
@@ -73,6 +74,62 @@ def test_what_the_prior_does_not_know_stands_out(count, shift):
     Diffusion that is too fast leaves less signal to see it by than one that is too slow.
     """
     assert np.mean(exact(count, shift) > 1.645) > 0.85
+
+
+def box_and_ball(diameter: float, edge: int = 48) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """A round head, and a ball in it, in voxels."""
+    grid = np.stack(np.meshgrid(*(np.arange(edge) - (edge - 1) / 2 for _ in range(3)), indexing="ij"), -1)
+    return np.linalg.norm(grid, axis=-1) < 0.45 * edge, np.linalg.norm(grid - 6, axis=-1) < diameter / 2
+
+
+def test_what_neighbours_show_is_the_larger_of_two_filters_standardised() -> None:
+    # with room for the wider filter, which is made of narrow ones
+    rng, mask = np.random.default_rng(0), np.pad(box_and_ball(3, 20)[0], 8)
+    alone = rng.normal(size=int(mask.sum()))
+
+    def standardised(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        low, middle = np.quantile(values, [0.1587, 0.5])
+        return (values - middle) / (middle - low)
+
+    found = []
+    for passes in PASSES:
+        weights = np.poly1d([0.25, 0.5, 0.25]) ** passes
+        rows = np.zeros((2, *mask.shape))
+        rows[:, mask] = alone, np.ones_like(alone)
+        for axis in (1, 2, 3):
+            rows = ndimage.correlate1d(rows, weights.coeffs, axis=axis, mode="constant")
+        found.append(standardised(rows[0][mask] / np.sqrt(rows[1][mask])))
+    expected = standardised(np.max(found, axis=0))
+    np.testing.assert_allclose(together(torch.from_numpy(alone), mask).numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("diameter", "strength"), [(3, 2.0), (7, 0.8)])
+def test_a_lesion_is_shown_by_its_voxels_together(diameter: float, strength: float) -> None:
+    """Though each of them hardly differs from noise, of which no more is called abnormal than there was."""
+    rng, (mask, ball) = np.random.default_rng(1), box_and_ball(diameter)
+    alone = rng.normal(size=mask.shape) + strength * ball
+    found = np.zeros(mask.shape)
+    found[mask] = together(torch.from_numpy(alone[mask]), mask).numpy()
+    far = mask & ~ndimage.binary_dilation(ball, iterations=6)
+    limit = np.quantile(found[far], 0.95)
+    assert limit == pytest.approx(1.645, abs=0.3)
+    assert np.mean(found[far] > 3) < 0.005
+    assert np.mean(found[ball] > limit) > 0.8 > 0.7 > np.mean(alone[ball] > 1.645)
+
+
+def test_noise_is_no_more_abnormal_at_the_edge_of_the_brain() -> None:
+    mask, _ = box_and_ball(3)
+    edge = (mask & ~ndimage.binary_erosion(mask))[mask]
+    shown = [together(torch.from_numpy(np.random.default_rng(k).normal(size=int(mask.sum()))), mask) for k in range(8)]
+    assert np.mean([np.std(one.numpy()[edge]) / np.std(one.numpy()[~edge]) for one in shown]) == pytest.approx(1, abs=0.1)
+
+
+def test_what_is_not_a_number_shows_nothing_and_neither_does_a_scan_without_noise() -> None:
+    mask, _ = box_and_ball(3, 20)
+    alone = torch.randn(int(mask.sum()), generator=torch.Generator().manual_seed(0))
+    alone[:50] = torch.nan
+    assert together(alone, mask).isfinite().all()
+    assert together(torch.zeros_like(alone), mask).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize(

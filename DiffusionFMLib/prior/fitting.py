@@ -23,7 +23,7 @@ from DiffusionFMLib.maps import DATA_FRACTION, DISAGREEMENT, RESIDUAL, STATUS, F
 from DiffusionFMLib.physics import METHODS, SignalModel
 from DiffusionFMLib.preprocessing.noise import NoiseEstimate, estimate_noise, noise_in_blocks
 from DiffusionFMLib.prior.adaptation import adapt, can_adapt
-from DiffusionFMLib.prior.disagreement import empirical_null, in_sigma
+from DiffusionFMLib.prior.disagreement import empirical_null, in_sigma, together
 from DiffusionFMLib.prior.estimate import PriorEstimate, ScanPosterior, estimate
 from DiffusionFMLib.prior.readout import CHUNK, SAMPLES, Readout
 from DiffusionFMLib.prior.weights import TrainedPrior, carrier, load_weights, weights_files
@@ -103,8 +103,8 @@ def fit(
             cpu = torch.device("cpu")
             found, readout, adapted = _estimate(scan, usable, noise, priors, model, settings, report, cpu)
         _warn_of_what_is_no_brain(found, noise, report)
-        null = _null(found, len(gtab), report)
-        _write(output, gtab, scan.signal[mask], usable[mask], found, readout, null, report)
+        disagreement, null = _disagreement(found, len(gtab), usable, report)
+        _write(output, gtab, scan.signal[mask], usable[mask], found, readout, disagreement, report)
     facts = {
         "weights": [
             {"file": path.name, "sha256": digest_of(path), "training": trained.training}
@@ -208,9 +208,12 @@ def _warn_of_what_is_no_brain(found: PriorEstimate, noise: NoiseEstimate, report
         )
 
 
-def _null(found: PriorEstimate, volumes: int, report: Report) -> tuple[float, float]:
-    """What disagreement is to be called none in this scan; see `empirical_null`."""
-    centre, width = empirical_null(in_sigma(torch.from_numpy(found.distance), volumes))
+def _disagreement(
+    found: PriorEstimate, volumes: int, mask: NDArray[np.bool_], report: Report
+) -> tuple[Tensor, tuple[float, float]]:
+    """Disagreement, shape (V,), and what is to be called none in this scan; see `empirical_null`."""
+    alone = in_sigma(torch.from_numpy(found.distance), volumes)
+    centre, width = empirical_null(alone)
     if centre > MAX_CENTRE:
         report.warning(
             "disagreement",
@@ -218,7 +221,7 @@ def _null(found: PriorEstimate, volumes: int, report: Report) -> tuple[float, fl
             "standard deviations from it): movement, eddy currents or high b-values do that too. The map disagreement "
             "shows what differs from the rest of the scan.",
         )
-    return centre, width
+    return together((alone - centre) / width, mask), (centre, width)
 
 
 def _write(
@@ -228,12 +231,11 @@ def _write(
     usable: NDArray[np.bool_],
     found: PriorEstimate,
     readout: Readout,
-    null: tuple[float, float],
+    disagreement: Tensor,
     report: Report,
 ) -> None:
     """Make maps of a posterior and of the brain's signal, shape (V, N); voxels that are not usable are zero."""
     model = output.model
-    centre, width = null
     number = np.cumsum(usable) - 1
     for start in range(0, len(signal), CHUNK):
         report.progress(start, len(signal), MAPS)
@@ -250,7 +252,7 @@ def _write(
             standard_deviation(spec).name: sd[spec.name] for spec in model.map_specs if not spec.components
         }
         maps[DATA_FRACTION.name] = torch.from_numpy(found.data_fraction[known])
-        maps[DISAGREEMENT.name] = (in_sigma(torch.from_numpy(found.distance[known]), len(gtab)) - centre) / width
+        maps[DISAGREEMENT.name] = disagreement[torch.from_numpy(known)]
         maps[RESIDUAL.name] = left.square().mean(1).sqrt().clamp(max=MAX_RESIDUAL)
         maps[STATUS.name] = torch.where(model.unphysical(theta.T), FitStatus.CLIPPED, FitStatus.OK).float()
         everywhere = {name: _scattered(values, inside, 0.0) for name, values in maps.items()}
