@@ -82,7 +82,7 @@ evaluate: $(INSTALLED)
 	$(VENV_PYTHON) Testing/Evaluation/lesions.py '$(WEIGHTS)'
 	$(VENV_PYTHON) Testing/Evaluation/calibration.py '$(WEIGHTS)'
 	$(VENV_PYTHON) Testing/Evaluation/samples.py '$(SAMPLER)'
-	$(VENV_PYTHON) Testing/Evaluation/microstructure.py
+	$(VENV_PYTHON) Testing/Evaluation/microstructure.py --force
 	$(VENV_PYTHON) Testing/Evaluation/kurtosis.py
 	$(VENV_PYTHON) Testing/Evaluation/tracts.py '$(WEIGHTS)' --picture build/figures/tracts.png
 	$(VENV_PYTHON) Testing/Evaluation/figures.py '$(WEIGHTS)' --out build/figures
