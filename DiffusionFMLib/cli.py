@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             terminal = execute(Request("cli", "run", body, cancelled), sink, Session())
     if isinstance(terminal, Finished):
         if arguments.json:
-            sys.stdout.write(json.dumps(sink.result, indent=2) + "\n")
+            sys.stdout.write(json.dumps({**sink.result, "warnings": sink.warnings}, indent=2) + "\n")
         else:
             show_result(arguments.command, sink.result)
     return exit_code(terminal)

@@ -33,6 +33,7 @@ class EventSink:
         self._task: TaskID | None = None
         self._stage = ""
         self.result: dict[str, Any] = {}
+        self.warnings: list[str] = []
         self.artifacts: list[Artifact] = []
 
     def __enter__(self) -> EventSink:
@@ -51,11 +52,12 @@ class EventSink:
             self._bar.stop()
 
     def __call__(self, event: Event) -> None:
-        """Show an event, and keep the result and artifacts."""
+        """Show an event, and keep the result, warnings and artifacts."""
         match event:
             case ProgressEvent():
                 self._advance(event)
             case Warned():
+                self.warnings.append(event.message)
                 self._console.print(f"[yellow]warning:[/] {escape(event.message)}")
             case Failed():
                 self._console.print(f"[red]error:[/] {escape(event.message)}")

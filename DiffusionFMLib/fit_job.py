@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from DiffusionFMLib.errors import ProtocolError, SettingsError
-from DiffusionFMLib.events import NotingReport, SilentReport
+from DiffusionFMLib.events import NotingReport, Report, SilentReport
 from DiffusionFMLib.jobfiles import (
     CHECK,
     FIT,
@@ -82,7 +82,7 @@ def fit(
         report.warning("quality", finding)
 
     beside = METHODS[settings.method].beside(model, acquisition.up_to(settings.max_bval).gtab)
-    runs = [_run(replace(settings, method=beside), report, session, out)] if beside else []
+    runs = [_run(_companion(settings, beside, acquisition, report), report, session, out)] if beside else []
     runs.append(_run(settings, report, session, out))
     asked = settings.standard_errors or settings.reweightings != FitSettings().reweightings
     if not METHODS[settings.method].voxelwise and not beside:
@@ -142,6 +142,15 @@ def _check(settings: FitSettings, acquisition: Acquisition, report: JobReport) -
         for path in weights_files(settings.weights, model, settings.adaptation == "sample"):
             load_weights(path, expected=carrier(model))
         warn_of_voxels(acquisition, report)
+        if settings.denoise != "none":
+            msg = "The generative prior weighs each measurement by the scan's own noise, which denoising takes away."
+            raise SettingsError(msg, "Leave denoising out (--denoise none): the prior does that work itself.")
+        if settings.gibbs:
+            report.warning(
+                "gibbs",
+                "Removing Gibbs ringing evens out some of the noise that the prior weighs measurements by: its "
+                "standard deviations come out too small.",
+            )
     elif settings.weights:
         report.warning(
             "weights", "Weights are the prior's, and were not used: choose the method prior (--method prior)."
@@ -152,6 +161,21 @@ def _check(settings: FitSettings, acquisition: Acquisition, report: JobReport) -
             "Standard errors come from the noise that the fit leaves, and denoising took most of that away: they come "
             "out about three times too small.",
         )
+
+
+def _companion(settings: FitSettings, method: str, acquisition: Acquisition, report: Report) -> FitSettings:
+    """Settings of the conventional fit beside the prior's: without standard errors where there are too few volumes."""
+    from DiffusionFMLib.fitting.uncertainty import MIN_FREEDOM
+
+    spare = len(acquisition.up_to(settings.max_bval).gtab) - len(MODELS[settings.model].parameters)
+    possible = spare >= MIN_FREEDOM
+    if settings.standard_errors and not possible:
+        report.warning(
+            "standard-errors",
+            f"The conventional fit beside the prior's has no standard errors: they need {MIN_FREEDOM} volumes more "
+            f"than unknowns, and this scan has {spare} more.",
+        )
+    return replace(settings, method=method, standard_errors=settings.standard_errors and possible)
 
 
 def _run(settings: FitSettings, report: JobReport, session: Session, out: Path) -> _Run:

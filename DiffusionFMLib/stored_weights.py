@@ -69,4 +69,7 @@ def read_weights(
         held = f"{found[0]} of format {found[1]}" if found[0] else "no weights of DiffusionFM"
         msg = f"{path} holds {held}; expected {kind} of format {version}."
         raise InputError(msg, "Choose weights that this version's training wrote.")
+    if damaged := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        msg = f"The {whose} weights {path} are damaged: {damaged[0]} holds what is not a number."
+        raise InputError(msg, "Choose a .safetensors file that training wrote.")
     return tensors, header

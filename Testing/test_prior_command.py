@@ -47,7 +47,10 @@ def test_files_are_those_declared_with_the_conventional_fit_beside(folder):
     assert written == {f"{stem}{suffix}" for stem in stems for suffix in (".json", ".nii.gz")}
     for spec in SPECS:
         sidecar = json.loads((folder[1] / f"{entity(spec.name, 'prior')}.json").read_text())
-        assert (sidecar["Title"], sidecar["Window"], sidecar["Colors"]) == (spec.title, list(spec.window), spec.colors)
+        assert (sidecar["Title"], sidecar["Colors"]) == (spec.title, spec.colors)
+        # that of S0 is the scan's
+        assert sidecar.get("Window", [0, 0]) == list(spec.window)
+        assert ("Window" in sidecar) == (spec.window[1] > spec.window[0])
         provenance = sidecar["Provenance"]
         assert provenance["method"] == "prior"
         assert provenance["conventional_fit"] == "wls"
@@ -85,7 +88,10 @@ def test_other_weights_make_other_maps(folder, tmp_path, capsys):
     before = nib.load(folder[1] / f"{entity('md', 'prior')}.nii.gz").get_fdata()
     out = tmp_path / "out"
     assert main([*arguments, "--out", str(out), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["reused"] == []
+    result = json.loads(capsys.readouterr().out)
+    assert result["reused"] == []
+    # in the answer for scripts, too
+    assert any("own.safetensors were not calibrated" in warning for warning in result["warnings"])
     after = nib.load(out / f"{entity('md', 'prior')}.nii.gz").get_fdata()
     assert np.abs(after - before).max() > 1e-6
 
@@ -106,7 +112,10 @@ def test_weights_that_are_not_used_are_told(folder, tmp_path, capsys):
 def test_weights_that_cannot_be_used_are_told_before_anything_is_fitted(folder, tmp_path, capsys):
     broken, other = tmp_path / "broken.safetensors", weights_file("", MODELS["dki"])
     broken.write_text("no weights")
-    for path, told in ((broken, "cannot be read"), (other, "was trained for")):
+    damaged, trained = tmp_path / "damaged.safetensors", load_weights(weights_file("", MODEL))
+    trained.calibrations["dti"].centre[0] = torch.nan
+    save_weights(damaged, trained.network, trained.model, {}, trained.calibrations)
+    for path, told in ((broken, "cannot be read"), (damaged, "are damaged"), (other, "was trained for")):
         out = tmp_path / path.stem
         assert main(["fit", str(folder[0]), "--method", "prior", "--weights", str(path), "--out", str(out)]) == USER
         assert told in " ".join(capsys.readouterr().err.split())
@@ -131,6 +140,26 @@ def test_few_directions_are_for_the_prior_alone(tmp_path, capsys):
     assert "Standard errors and reweightings were its" in told
     assert len(list(out.glob("*_desc-prior*.nii.gz"))) == len(SPECS)
     assert not list(out.glob("*_desc-wls*"))
+
+
+def test_a_scan_is_not_denoised_before_the_prior_weighs_its_noise(folder, tmp_path, capsys):
+    command = ["fit", str(folder[0]), "--method", "prior", "--adaptation", "none", "--out", str(tmp_path)]
+    assert main([*command, "--denoise", "mppca"]) == USER
+    assert "Leave denoising out" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*dwimap*"))
+    assert main([*command, "--gibbs"]) == 0
+    assert "Removing Gibbs ringing evens out some of the noise" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(("directions", "errors"), [(7, False), (12, True)])
+def test_standard_errors_of_the_fit_beside_need_volumes(directions, errors, tmp_path, capsys):
+    """Of which the prior needs fewer: its maps are made all the same."""
+    scan, out = write_small_scan(tmp_path / "scan", n_directions=directions), tmp_path / "out"
+    command = ["fit", str(scan), "--method", "prior", "--adaptation", "none", "--standard-errors", "--out", str(out)]
+    assert main(command) == 0
+    assert ("has no standard errors: they need 3 volumes" in " ".join(capsys.readouterr().err.split())) != errors
+    assert len(list(out.glob("*_desc-prior_*.nii.gz"))) > 5
+    assert bool(list(out.glob("*_desc-wlsse_*"))) == errors
 
 
 def test_tracts_follow_the_priors_directions(folder, tmp_path, capsys):

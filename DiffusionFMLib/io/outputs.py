@@ -243,11 +243,12 @@ def _description(map: ParameterMap, data: bytes) -> dict[str, Any]:
         "Description": spec.description,
         "Title": spec.title,
         "Units": spec.unit or "1",
-        "Window": list(spec.window),
         "Colors": spec.colors,
         "Provenance": dict(map.provenance),
         "Sha256": hashlib.sha256(data).hexdigest(),
     }
+    if spec.window[1] > spec.window[0]:
+        values["Window"] = list(spec.window)
     if spec.components:
         values["Components"] = list(spec.components)
     return values
@@ -313,7 +314,7 @@ def read_map(path: Path) -> ParameterMap:
             values["Title"],
             "" if values["Units"] == "1" else values["Units"],
             values["Description"],
-            (values["Window"][0], values["Window"][1]),
+            tuple(values.get("Window", (0.0, 0.0))),
             values["Colors"],
             tuple(values.get("Components", ())),
         )

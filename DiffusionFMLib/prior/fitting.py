@@ -123,7 +123,15 @@ def fit(
     result = output.finish(acquisition, {**provenance_of(acquisition, model, settings, options), **facts})
     calibration = priors[0].calibrations.get(model.name)
     # samples have a spread of their own
-    if calibration is not None and settings.adaptation != "sample":
+    if settings.adaptation == "sample":
+        return result
+    if calibration is None:
+        report.warning(
+            "calibration",
+            f"The weights {paths[0].name} were not calibrated: standard deviations are rough. "
+            "diffusionfm train --calibrate --start calibrates weights.",
+        )
+    else:
         calibration.apply_to(result, gtab)
     return result
 
