@@ -232,6 +232,14 @@ def test_a_scan_without_noise_is_told():
         fit(replace(acquisition, signal=constant), MODEL, PRIOR, SilentReport())
 
 
+def test_a_scan_without_a_signal_and_a_mask_of_nothing_are_told_apart():
+    acquisition = block()
+    with pytest.raises(InputError, match="block has no usable signal in the brain mask"):
+        fit(replace(acquisition, signal=np.full_like(acquisition.signal, 700)), MODEL, PRIOR, SilentReport())
+    with pytest.raises(InputError, match="brain mask of block is empty"):
+        fit(acquisition.with_mask(np.zeros(acquisition.shape, bool)), MODEL, PRIOR, SilentReport())
+
+
 def test_a_single_slice_will_do():
     acquisition = block(count=6, n_b0=1)
     thin = replace(acquisition, signal=acquisition.signal[:, :, 4:5], mask=np.ones((10, 12, 1), bool))

@@ -83,8 +83,11 @@ def fit(
     usable = np.zeros_like(mask)
     usable[mask] = usable_voxels(torch.from_numpy(scan.signal[mask].T), gtab, options.min_signal).numpy()
     if not usable.any():
-        msg = f"The brain mask of {acquisition.name} is empty, or there is no signal in it."
-        raise InputError(msg, "Draw one, or let it be made automatically.")
+        if not mask.any():
+            msg = f"The brain mask of {acquisition.name} is empty."
+            raise InputError(msg, "Draw one, or let it be made automatically.")
+        msg = f"{acquisition.name} has no usable signal in the brain mask: it is zero, or the same in all volumes."
+        raise InputError(msg, "Look at the scan, and draw a mask where it has signal.")
     device = choose_device(settings.device)
     # the last one is sampled, where samples are asked for
     paths = weights_files(settings.weights, model, settings.adaptation == "sample")
