@@ -316,7 +316,7 @@ def test_the_command_pretrains_from_scans_too(pool: Path, tmp_path: Path, capsys
     argv = ["train", "--model=encoder", "--preset=tiny", f"--out={out}", f"--anatomies={pool}", "--device=cpu"]
     argv += ["--steps=2", "--json", "--no-rotary", f"--start={start}", f"--scans={tmp_path / 'scans'}"]
     assert main(argv) == DONE
-    assert json.loads(capsys.readouterr().out) == {"out": str(out), "files": ["encoder.safetensors"]}
+    assert json.loads(capsys.readouterr().out) == {"out": str(out), "files": ["encoder.safetensors"], "warnings": []}
     trained = load_encoder(out / "encoder.safetensors")
     assert not trained.network.shape.rotary
     assert str(tmp_path) not in json.dumps(trained.training)

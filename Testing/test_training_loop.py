@@ -266,7 +266,7 @@ def test_the_command_trains_and_says_where(pool: Path, tmp_path: Path, capsys) -
     out = tmp_path / "run"
     argv = ["train", "--preset=tiny", f"--out={out}", f"--anatomies={pool}", "--device=cpu", "--steps=2", "--json"]
     assert main(argv) == DONE
-    assert json.loads(capsys.readouterr().out) == {"out": str(out), "files": [WEIGHTS]}
+    assert json.loads(capsys.readouterr().out) == {"out": str(out), "files": [WEIGHTS], "warnings": []}
     trained = load_weights(out / WEIGHTS)
     assert trained.training["done"] == 2
     assert trained.model.name == "dti"
