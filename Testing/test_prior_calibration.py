@@ -21,7 +21,8 @@ from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.physics import DKI, DTI, NODDI, SignalModel
 from DiffusionFMLib.physics.tensor_arrays import spread_directions
 from DiffusionFMLib.prior.calibration import MAX_LOG_FACTOR, Calibration, calibrated_maps, features
-from DiffusionFMLib.prior.fitting import fit
+from DiffusionFMLib.prior.disagreement import together
+from DiffusionFMLib.prior.fitting import fit, uncalibrated_fit
 from DiffusionFMLib.prior.network import PriorNetwork
 from DiffusionFMLib.prior.sampling import sample
 from DiffusionFMLib.prior.weights import TrainedPrior, load_weights, save_weights, weights_file
@@ -110,6 +111,19 @@ def test_features_are_of_the_tissue_and_not_of_the_unit() -> None:
     # fa and md, each beside the mean around it
     assert float(found[0][:, 1].mean().abs()) < 0.01
     assert float(found[0][:, 5].mean().abs()) < 1e-5
+
+
+def test_a_fit_shows_the_factors_what_they_were_learnt_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each voxel's own disagreement, though the map is of neighbours together."""
+    given, shown = scan(), []
+    monkeypatch.setattr(Calibration, "forward", lambda self, some: shown.append(some) or 0 * some[:, : len(self.names)])
+    found = fit(given, DTI(), PRIOR, SilentReport())
+    learnt_from, _ = uncalibrated_fit(given, DTI(), PRIOR, SilentReport())
+    torch.testing.assert_close(torch.cat(shown), features(learnt_from, given.gtab))
+    usable = given.signal.any(-1) & given.mask
+    alone, joined = (each.maps["disagreement"].data[usable] for each in (learnt_from, found))
+    np.testing.assert_allclose(joined, together(torch.from_numpy(alone), usable), rtol=1e-4, atol=1e-4)
+    assert np.corrcoef(joined, alone)[0, 1] < 0.99
 
 
 def test_samples_keep_their_own_spread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

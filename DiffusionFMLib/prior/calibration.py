@@ -83,7 +83,7 @@ class Calibration(nn.Module):
         Parameters
         ----------
         found : Fit
-            By the prior; its maps are changed.
+            By `prior.fitting.uncalibrated_fit`; its maps are changed.
         gtab : GradientTable
             Of the scan.
         """
@@ -105,7 +105,8 @@ def features(found: Fit, gtab: GradientTable) -> Tensor:
     Parameters
     ----------
     found : Fit
-        Of the scan, with the noise that it was found to have in its provenance.
+        Of the scan, as `prior.fitting.uncalibrated_fit` gives it, with the noise that it was found to have in its
+        provenance: the disagreement is that of single voxels, which tells more of a voxel's own error.
     gtab : GradientTable
         Of the scan.
     """

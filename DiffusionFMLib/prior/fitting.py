@@ -23,6 +23,7 @@ from DiffusionFMLib.maps import DATA_FRACTION, DISAGREEMENT, RESIDUAL, STATUS, F
 from DiffusionFMLib.physics import METHODS, SignalModel
 from DiffusionFMLib.preprocessing.noise import NoiseEstimate, estimate_noise, noise_in_blocks
 from DiffusionFMLib.prior.adaptation import adapt, can_adapt
+from DiffusionFMLib.prior.calibration import Calibration
 from DiffusionFMLib.prior.disagreement import empirical_null, in_sigma, together
 from DiffusionFMLib.prior.estimate import PriorEstimate, ScanPosterior, estimate
 from DiffusionFMLib.prior.readout import CHUNK, SAMPLES, Readout
@@ -72,6 +73,30 @@ def fit(
     JobCancelled
         If the user cancelled.
     """
+    found, calibration = uncalibrated_fit(acquisition, model, settings, report, options)
+    # samples have a spread of their own
+    if settings.adaptation != "sample":
+        if calibration is None:
+            report.warning(
+                "calibration",
+                f"The weights {found.provenance['weights'][0]['file']} were not calibrated: standard deviations are "
+                "rough. diffusionfm train --calibrate --start calibrates weights.",
+            )
+        else:
+            calibration.apply_to(found, acquisition.gtab)
+    disagreement = found.maps[DISAGREEMENT.name].data
+    known = found.mask & (found.maps[STATUS.name].data != FitStatus.DEGENERATE)
+    disagreement[known] = together(torch.from_numpy(disagreement[known]), known).numpy()
+    return found
+
+
+def uncalibrated_fit(
+    acquisition: Acquisition, model: SignalModel, settings: FitSettings, report: Report, options: FitOptions = DEFAULTS
+) -> tuple[Fit, Calibration | None]:
+    """What `fit` starts from: standard deviations as the posterior has them, disagreement of each voxel by itself.
+
+    With it comes what the weights make standard deviations right with, if they have it.
+    """
     gtab = acquisition.gtab
     if problem := METHODS[settings.method].unsupported(model, gtab):
         raise ProtocolError(problem, "Choose another method, or a scan that has them.")
@@ -106,8 +131,8 @@ def fit(
             cpu = torch.device("cpu")
             found, readout, adapted = _estimate(scan, usable, noise, priors, model, settings, report, cpu)
         _warn_of_what_is_no_brain(found, noise, report)
-        disagreement, null = _disagreement(found, len(gtab), usable, report)
-        _write(output, gtab, scan.signal[mask], usable[mask], found, readout, disagreement, report)
+        null = _null(found, len(gtab), report)
+        _write(output, gtab, scan.signal[mask], usable[mask], found, readout, null, report)
     facts = {
         "weights": [
             {"file": path.name, "sha256": digest_of(path), "training": trained.training}
@@ -124,19 +149,7 @@ def fit(
         "conventional_fit": METHODS[settings.method].beside(model, gtab),
     }
     result = output.finish(acquisition, {**provenance_of(acquisition, model, settings, options), **facts})
-    calibration = priors[0].calibrations.get(model.name)
-    # samples have a spread of their own
-    if settings.adaptation == "sample":
-        return result
-    if calibration is None:
-        report.warning(
-            "calibration",
-            f"The weights {paths[0].name} were not calibrated: standard deviations are rough. "
-            "diffusionfm train --calibrate --start calibrates weights.",
-        )
-    else:
-        calibration.apply_to(result, gtab)
-    return result
+    return result, priors[0].calibrations.get(model.name)
 
 
 def _noise_of(acquisition: Acquisition, mask: NDArray[np.bool_], report: Report) -> NoiseEstimate:
@@ -219,12 +232,9 @@ def _warn_of_what_is_no_brain(found: PriorEstimate, noise: NoiseEstimate, report
         )
 
 
-def _disagreement(
-    found: PriorEstimate, volumes: int, mask: NDArray[np.bool_], report: Report
-) -> tuple[Tensor, tuple[float, float]]:
-    """Disagreement, shape (V,), and what is to be called none in this scan; see `empirical_null`."""
-    alone = in_sigma(torch.from_numpy(found.distance), volumes)
-    centre, width = empirical_null(alone)
+def _null(found: PriorEstimate, volumes: int, report: Report) -> tuple[float, float]:
+    """What disagreement is to be called none in this scan; see `empirical_null`."""
+    centre, width = empirical_null(in_sigma(torch.from_numpy(found.distance), volumes))
     if centre > MAX_CENTRE:
         report.warning(
             "disagreement",
@@ -232,7 +242,7 @@ def _disagreement(
             "standard deviations from it): movement, eddy currents or high b-values do that too. The map disagreement "
             "shows what differs from the rest of the scan.",
         )
-    return together((alone - centre) / width, mask), (centre, width)
+    return centre, width
 
 
 def _write(
@@ -242,11 +252,12 @@ def _write(
     usable: NDArray[np.bool_],
     found: PriorEstimate,
     readout: Readout,
-    disagreement: Tensor,
+    null: tuple[float, float],
     report: Report,
 ) -> None:
     """Make maps of a posterior and of the brain's signal, shape (V, N); voxels that are not usable are zero."""
     model = output.model
+    centre, width = null
     number = np.cumsum(usable) - 1
     for start in range(0, len(signal), CHUNK):
         report.progress(start, len(signal), MAPS)
@@ -263,7 +274,7 @@ def _write(
             standard_deviation(spec).name: sd[spec.name] for spec in model.map_specs if not spec.components
         }
         maps[DATA_FRACTION.name] = torch.from_numpy(found.data_fraction[known])
-        maps[DISAGREEMENT.name] = disagreement[torch.from_numpy(known)]
+        maps[DISAGREEMENT.name] = (in_sigma(torch.from_numpy(found.distance[known]), len(gtab)) - centre) / width
         maps[RESIDUAL.name] = left.square().mean(1).sqrt().clamp(max=MAX_RESIDUAL)
         maps[STATUS.name] = torch.where(model.unphysical(theta.T), FitStatus.CLIPPED, FitStatus.OK).float()
         everywhere = {name: _scattered(values, inside, 0.0) for name, values in maps.items()}

@@ -24,7 +24,7 @@ from DiffusionFMLib.io import digest_of, outputs
 from DiffusionFMLib.physics import METHODS, MODELS, LogLinearModel, SignalModel
 from DiffusionFMLib.prior.calibration import Calibration, calibrated_maps, features
 from DiffusionFMLib.prior.coordinates import WhitenedDesign, coordinates_of
-from DiffusionFMLib.prior.fitting import fit
+from DiffusionFMLib.prior.fitting import uncalibrated_fit
 from DiffusionFMLib.prior.weights import TrainedPrior, carrier, load_weights, save_weights, weights_file
 from DiffusionFMLib.settings import FitSettings
 from DiffusionFMLib.training.anatomies import WEIGHTS, Anatomy
@@ -179,7 +179,7 @@ def _judged_scan(
     for model in models:
         if METHODS["prior"].unsupported(model, gtab):
             continue
-        found = fit(scan, model, replace(settings, model=model.name), SilentReport())
+        found, _ = uncalibrated_fit(scan, model, replace(settings, model=model.name), SilentReport())
         true = _truth(contents, mask, protocol, model, affine)
         errors = []
         for name in calibrated_maps(model):
