@@ -23,7 +23,7 @@ from DiffusionFMLib.prior.coordinates import WhitenedDesign, turning
 from DiffusionFMLib.prior.disagreement import distance
 from DiffusionFMLib.prior.information import SAYS_NOTHING, FrontEnd, Information, Look, Measurements, front_end
 from DiffusionFMLib.prior.kurtosis import told_by_neighbours
-from DiffusionFMLib.prior.neighbourhood import B0_ROWS, Neighbourhood, rows_of
+from DiffusionFMLib.prior.neighbourhood import B0_ROWS, Lattice, Neighbourhood, Surroundings, rows_of
 from DiffusionFMLib.prior.network import PriorNetwork, conditions
 from DiffusionFMLib.prior.posterior import Posterior, posterior
 from DiffusionFMLib.prior.systems import unpack
@@ -39,11 +39,8 @@ TYPICAL_S0: Final = 1.1
 MARGIN: Final = 8
 """Voxels around the brain's box that the network sees."""
 
-SLAB_BYTES: Final = 2 << 30
-"""Working memory of the network, about; a slab of a very large scan may take more."""
-
-OVERLAP: Final = 12
-"""Voxels that slabs overlap by at each side."""
+NETWORK_CHUNK: Final = 1 << 13
+"""Voxels that neighbours are joined for at once: so few that memory is used again and not asked for anew."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,37 +172,22 @@ class ScanPosterior:
                 yield chunk, front, posterior(prior if part is None else prior + part, [measurements], [data])
 
     def _learned(self, seen: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:
-        """The prior's mean, shape (P, V), and the precision's raw form, from what is seen of the voxels.
-
-        Slab by slab along the first axis, as memory affords; slabs overlap, so that none ends where another's inner
-        voxels look.
-        """
-        network, size = self.trained.network, len(self.trained.coordinates)
-        inside = np.argwhere(self.mask)
-        low, high = inside.min(0) - MARGIN, inside.max(0) + 1 + MARGIN
-        multiple = network.shape.multiple
-        nx, ny, nz = (int(edge) for edge in -(-(high - low) // multiple) * multiple)
-        x, y, z = (inside - low).T
-        afforded = SLAB_BYTES // (seen.element_size() * 3 * len(seen) * ny * nz) - 2 * OVERLAP
-        thick = min(max(int(afforded) // multiple * multiple, multiple), nx)
-        mean, triangle = seen.new_empty(size, len(x)), seen.new_empty(network.packed, len(x))
-        for start in range(0, nx, thick):
-            first, last = max(start - OVERLAP, 0), min(start + thick + OVERLAP, nx)
-            here, inner = (np.flatnonzero((x >= a) & (x < b)) for a, b in ((first, last), (start, start + thick)))
-            if not len(inner):
-                continue
-            place, at = (
-                torch.from_numpy(np.ravel_multi_index((x[some] - first, y[some], z[some]), (last - first, ny, nz)))
-                for some in (here, inner)
-            )
-            voxels = torch.from_numpy(here)
-            view = BoxView.of(seen[:, voxels], place.to(seen.device), (last - first, ny, nz), size)
-            raw = view.outlook(network, told)
-            with torch.no_grad():
+        """The prior's mean, shape (P, V), and the precision's raw form, from what is seen of the voxels."""
+        network, p = self.trained.network, len(self.trained.coordinates)
+        first, spread, own = seen.split([p, network.packed, network.packed + p + B0_ROWS])
+        lattice = Lattice.within(self.mask, MARGIN, network.shape.multiple, self.device)
+        surroundings, estimates = Surroundings.of(own, lattice)
+        estimates = torch.cat([first, estimates])
+        mean, triangle = torch.empty_like(first), torch.empty_like(spread)
+        with torch.no_grad():
+            hidden = network.hidden(estimates, spread, lattice, told)
+            for start in range(0, len(self), NETWORK_CHUNK):
+                voxels = slice(start, start + NETWORK_CHUNK)
+                raw = network.raw(hidden, estimates, lattice, voxels)
                 if self.trained.adjustment is not None:
-                    raw = self.trained.adjustment(raw)
-                mean[:, inner] = network.mean(raw, view.neighbourhood, at.to(seen.device))
-                triangle[:, inner] = network.triangle(raw, at.to(seen.device))
+                    raw = self.trained.adjustment(raw[..., None, None])[..., 0, 0]
+                mean[:, voxels] = network.mean_of(raw, surroundings, voxels)
+                triangle[:, voxels] = network.triangle(raw)
         return mean, triangle
 
     def in_ras(self, u: Tensor) -> NDArray[np.float32]:

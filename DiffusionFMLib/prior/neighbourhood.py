@@ -8,11 +8,15 @@ are few of them, and ln S0 is alike over more neighbours than diffusion is.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -102,13 +106,100 @@ class Neighbourhood:
         at : Tensor, shape (V,), optional
             See `estimates`.
         """
-        weights, b0 = log_weights.clamp(*LOG_WEIGHT_RANGE).exp().chunk(2)
-        weights = weights * weights.new_tensor(START_WEIGHTS)[:, None, None, None]
+        weights, of_b0 = _weights(log_weights)
         sums = _WeighedSum.apply(self.own[:-B0_ROWS], self.wide[:-B0_ROWS], weights)
-        # they are in these sums already, with the others' weights
-        more = _WeighedSum.apply(self.own[-B0_ROWS:], self.wide[-B0_ROWS:], weights * (b0 - 1))
-        place = torch.tensor([len(sums) - _size_of(len(sums)) - 1, len(sums) - 1], device=sums.device)
-        return _ridge(sums.index_add(0, place, more), 1.0, at)
+        more = _WeighedSum.apply(self.own[-B0_ROWS:], self.wide[-B0_ROWS:], of_b0)
+        return _ridge(_with_b0(sums, more), 1.0, at)
+
+
+@dataclass(frozen=True, eq=False)
+class Surroundings:
+    """Information of V voxels of a brain and of those around them, without the volume that they lie in.
+
+    The same as a `Neighbourhood`, where nobody asks for derivatives: it takes as much memory as there are voxels.
+
+    Parameters
+    ----------
+    own : Tensor, shape (C, V)
+        Each voxel's own.
+    wide : Tensor, shape (C, V)
+        Averaged over the wide neighbourhood.
+    lattice : Lattice
+        Where they lie.
+    """
+
+    own: Tensor
+    wide: Tensor
+    lattice: Lattice
+
+    @classmethod
+    def of(cls, own: Tensor, lattice: Lattice) -> tuple[Surroundings, Tensor]:
+        """With it the ridge estimates from the near and from the wide neighbourhood, shape (2 P, V)."""
+        estimates = []
+        for passes, voxels in zip(PASSES, VOXELS, strict=True):
+            averaged = filtered_at(own, lattice.place, lattice.shape, passes)
+            estimates.append(_ridge(averaged[:-B0_ROWS], voxels, None))
+        return cls(own, averaged, lattice), torch.cat(estimates)
+
+    def weighed(self, log_weights: Tensor, voxels: slice) -> Tensor:
+        """Ridge estimate of some voxels, shape (P, V'), with their log weights, shape (`WEIGHTS`, V')."""
+        weights, of_b0 = _weights(log_weights)
+        sums, more = (part[:, voxels] * own[-1] for part, own in (
+            (self.wide[:-B0_ROWS], weights), (self.wide[-B0_ROWS:], of_b0)
+        ))  # fmt: skip
+        rows = torch.empty_like(self.wide[:, voxels])
+        for (beside, there), weight, b0 in zip(self.lattice.beside(voxels), weights, of_b0, strict=False):
+            torch.index_select(self.own, 1, beside, out=rows)
+            sums.addcmul_(rows[:-B0_ROWS], weight * there)
+            more.addcmul_(rows[-B0_ROWS:], b0 * there)
+        return _ridge(_with_b0(sums, more), 1.0, None)
+
+
+@dataclass(frozen=True, eq=False)
+class Lattice:
+    """Where V voxels lie in a box that leaves at least one voxel around them.
+
+    Parameters
+    ----------
+    place : Tensor, shape (V,)
+        In C order.
+    shape : tuple of int
+        Edges of the box, voxels.
+    number : Tensor, shape (X Y Z,)
+        Which of them lies at each place of the box; -1 where none does.
+    """
+
+    place: Tensor
+    shape: tuple[int, int, int]
+    number: Tensor
+
+    @classmethod
+    def within(cls, mask: NDArray[np.bool_], margin: int, multiple: int, device: torch.device) -> Lattice:
+        """That of a mask's voxels, shape (X, Y, Z), in C order, in a box with edges of a multiple of some number.
+
+        Parameters
+        ----------
+        mask : array, shape (X, Y, Z), bool
+        margin : int
+            Voxels, at least, between them and the box's faces.
+        multiple : int
+        device : torch.device
+        """
+        inside = np.argwhere(mask)
+        low, high = inside.min(0) - margin, inside.max(0) + 1 + margin
+        nx, ny, nz = (int(edge) for edge in -(-(high - low) // multiple) * multiple)
+        place = torch.from_numpy(np.ravel_multi_index(tuple((inside - low).T), (nx, ny, nz))).to(device)
+        number = torch.full((nx * ny * nz,), -1, device=device)
+        number[place] = torch.arange(len(place), device=device)
+        return cls(place, (nx, ny, nz), number)
+
+    def beside(self, voxels: slice) -> Iterator[tuple[Tensor, Tensor]]:
+        """Which voxel lies at each of `SHIFTS` from some voxels, and whether one does, shape (V',); else themselves."""
+        place, _, ny, nz = self.place[voxels], *self.shape
+        themselves = self.number[place]
+        for i, j, k in SHIFTS:
+            other = self.number[place + (i * ny + j) * nz + k]
+            yield torch.where(other < 0, themselves, other), other >= 0
 
 
 class _WeighedSum(torch.autograd.Function):
@@ -136,6 +227,20 @@ def _shifted(own: Tensor) -> list[Tensor]:
     return [own[:, 1 + i : 1 + i + nx, 1 + j : 1 + j + ny, 1 + k : 1 + k + nz] for i, j, k in SHIFTS]
 
 
+def _weights(log_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights of all that is joined, and of b0 volumes over these: the logarithms that a network chose, in halves."""
+    weights, b0 = log_weights.clamp(*LOG_WEIGHT_RANGE).exp().chunk(2)
+    weights = weights * weights.new_tensor(START_WEIGHTS).reshape(-1, *[1] * (weights.ndim - 1))
+    # what b0 volumes say is in the sums already, with the others' weights
+    return weights, weights * (b0 - 1)
+
+
+def _with_b0(sums: Tensor, more: Tensor) -> Tensor:
+    """Sums of the rows of A and r, and what is added to their parts that b0 volumes tell of."""
+    place = torch.tensor([len(sums) - _size_of(len(sums)) - 1, len(sums) - 1], device=sums.device)
+    return sums.index_add(0, place, more)
+
+
 def rows_of(information: Information, b0: Tensor) -> Tensor:
     """Rows of V voxels as a neighbourhood has them, shape (C, V); see `FrontEnd.b0`."""
     return torch.cat([information.precision, information.vector, b0])
@@ -157,8 +262,8 @@ def _ridge(sums: Tensor, times: float, at: Tensor | None) -> Tensor:
 
 
 def filtered(volume: Tensor, passes: int) -> Tensor:
-    """A volume filtered with 1/4, 1/2, 1/4 along all axes, so many times; zero beyond its edge."""
-    for axis in (1, 2, 3) * passes:
+    """Volumes, shape (..., X, Y, Z), filtered with 1/4, 1/2, 1/4 along their axes, so many times; zero beyond them."""
+    for axis in (-3, -2, -1) * passes:
         size = volume.shape[axis]
         result = 0.5 * volume
         ahead, behind = volume.narrow(axis, 1, size - 1), volume.narrow(axis, 0, size - 1)
@@ -166,6 +271,16 @@ def filtered(volume: Tensor, passes: int) -> Tensor:
         result.narrow(axis, 1, size - 1).add_(behind, alpha=0.25)
         volume = result
     return volume
+
+
+def filtered_at(rows: Tensor, place: Tensor, shape: tuple[int, ...], passes: int) -> Tensor:
+    """What `filtered` makes of rows, shape (C, V), of voxels at these places of a volume, in C order; else it is 0."""
+    result, volume = torch.empty_like(rows), rows.new_zeros(math.prod(shape))
+    # one volume after another, which the processor's caches hold
+    for row, found in zip(rows, result, strict=True):
+        volume[place] = row
+        found.copy_(filtered(volume.reshape(shape), passes).reshape(-1)[place])
+    return result
 
 
 def network_input(front: FrontEnd, neighbourhood: Neighbourhood, mask: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from DiffusionFMLib.fitting.cholesky import diagonal_entries, packed_pairs
 from DiffusionFMLib.prior.information import LOOK_LEVELS, Information
-from DiffusionFMLib.prior.neighbourhood import WEIGHTS, Neighbourhood
+from DiffusionFMLib.prior.neighbourhood import WEIGHTS, Lattice, Neighbourhood, Surroundings
 from DiffusionFMLib.prior.systems import gram, multiply
 
 CONDITIONS: Final = 8
@@ -127,11 +127,17 @@ class PriorNetwork(nn.Module):
             1 where there are data.
         conditions : Tensor, shape (B, `CONDITIONS`)
         """
-        told = self.condition(conditions)
         # as if the mask were one more feature, without a copy of them all
         weight, bias = self.stem.weight, self.stem.bias
         h = functional.conv3d(features, weight[:, :-1], bias) + functional.conv3d(mask, weight[:, -1:])
-        kept = []
+        raw = self.head(functional.silu(self._trunk(h, conditions)))
+        p = self.shape.unknowns
+        change = LINEAR_GAIN * self.linear(features[:, : 3 * p]) + raw[:, :p]
+        return torch.cat([change, raw[:, p:]], 1)
+
+    def _trunk(self, h: Tensor, conditions: Tensor) -> Tensor:
+        """All that is between stem and head, shape (B, C, X, Y, Z)."""
+        told, kept = self.condition(conditions), []
         for level, stage in enumerate(self.down):
             h = stage(h, told)
             if level < self.shape.levels:
@@ -140,10 +146,40 @@ class PriorNetwork(nn.Module):
         for level in reversed(range(self.shape.levels)):
             h = functional.interpolate(self.widen[level](h), scale_factor=2.0, mode="trilinear", align_corners=False)
             h = self.up[level](h + kept[level], told)
-        raw = self.head(functional.silu(h))
+        return h
+
+    def hidden(self, estimates: Tensor, spread: Tensor, lattice: Lattice, conditions: Tensor) -> Tensor:
+        """Of V voxels of one volume what the head makes raw output of, shape (C, V).
+
+        With `raw` it is the same as `forward`, for which only the narrow volumes between stem and head are made.
+
+        Parameters
+        ----------
+        estimates : Tensor, shape (3 P, V)
+            The first of the features of these voxels.
+        spread : Tensor, shape (P (P + 1) / 2, V)
+            The others.
+        lattice : Lattice
+            Where they lie; the box has edges of `NetworkShape.multiple`.
+        conditions : Tensor, shape (1, `CONDITIONS`)
+        """
+        weight, bias = self.stem.weight.flatten(1), self.stem.bias
+        of_estimates, of_spread, of_mask = weight.split([len(estimates), len(spread), 1], 1)
+        # channels last, as convolutions are fastest
+        h = bias.repeat(len(lattice.number), 1)  # type: ignore[union-attr]
+        h[lattice.place] += (of_estimates @ estimates + of_spread @ spread + of_mask).T
+        h = self._trunk(h.reshape(1, *lattice.shape, -1).permute(0, 4, 1, 2, 3), conditions)
+        return functional.silu(h.permute(0, 2, 3, 4, 1).reshape(len(lattice.number), -1)[lattice.place].T)
+
+    def raw(self, hidden: Tensor, estimates: Tensor, lattice: Lattice, voxels: slice) -> Tensor:
+        """Raw output of some of the V voxels, shape (P + P (P + 1) / 2 + 56, V'); see `hidden` and `forward`."""
         p = self.shape.unknowns
-        change = LINEAR_GAIN * self.linear(features[:, : 3 * p]) + raw[:, :p]
-        return torch.cat([change, raw[:, p:]], 1)
+        raw = torch.addmm(self.head.bias[:, None], self.head.weight.flatten(1), hidden[:, voxels])  # type: ignore[index]
+        raw[:p] += LINEAR_GAIN * self.linear.bias[:, None]  # type: ignore[index]
+        filters = self.linear.weight.flatten(2).unbind(2)
+        for (beside, there), weight in zip(lattice.beside(voxels), filters, strict=True):
+            raw[:p].addmm_(weight, estimates[:, beside] * there, alpha=LINEAR_GAIN)
+        return raw
 
     def mean(self, raw: Tensor, neighbourhood: Neighbourhood, at: Tensor | None = None) -> Tensor:
         """Mean of the prior, shape (P, V), from raw output of one volume, shape (C, X, Y, Z).
@@ -154,8 +190,13 @@ class PriorNetwork(nn.Module):
         p = self.shape.unknowns
         return neighbourhood.weighed(raw[p + self.packed :], at) + _some(raw[:p], at)
 
+    def mean_of(self, raw: Tensor, surroundings: Surroundings, voxels: slice) -> Tensor:
+        """The same, shape (P, V'), of some voxels' raw output, shape (C, V')."""
+        p = self.shape.unknowns
+        return surroundings.weighed(raw[p + self.packed :], voxels) + raw[:p]
+
     def triangle(self, raw: Tensor, at: Tensor | None = None) -> Tensor:
-        """The part of raw output, shape (C, X, Y, Z), that the prior's precision is in: shape (P (P + 1) / 2, V)."""
+        """The part of raw output, shape (C, ...), that the prior's precision is in: shape (P (P + 1) / 2, V)."""
         p = self.shape.unknowns
         return _some(raw[p : p + self.packed], at)
 

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from DiffusionFMLib.prior.information import Information
-from DiffusionFMLib.prior.neighbourhood import VOXELS, filtered
+from DiffusionFMLib.prior.neighbourhood import VOXELS, filtered_at
 from DiffusionFMLib.prior.systems import add_diagonal, multiply, solve
 
 PASSES: Final = 1
@@ -26,9 +26,6 @@ FIRMNESS: Final = {"dti": (8.0, 40.0, 8.0), "dki": (500.0, 400.0, 100.0, 400.0, 
 `Coordinates.orders`. Mean diffusivity and ln S0, of which all measurements tell, are the least firm; not beside
 kurtosis, which is a ratio that their noise is seen in. Chosen in simulated heads, on a phantom, and for the tensor in
 real scans."""
-
-ROWS: Final = 16
-"""Of the information that are spread over the volume at once."""
 
 CHUNK: Final = 1 << 15
 """Voxels that are solved for at once."""
@@ -78,9 +75,4 @@ def shared_noise(correlation: ArrayLike) -> float:
 
 def _gathered(rows: Tensor, place: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Sums of rows, shape (C, V), over the voxels near each, as much as `VOXELS` of them in tissue of one kind."""
-    parts = []
-    for some in rows.split(ROWS):
-        volume = some.new_zeros(len(some), int(np.prod(shape)))
-        volume[:, place] = some
-        parts.append(VOXELS[0] * filtered(volume.reshape(-1, *shape), PASSES).flatten(1)[:, place])
-    return torch.cat(parts)
+    return VOXELS[0] * filtered_at(rows, place, shape, PASSES)
