@@ -7,15 +7,20 @@ import pytest
 import torch
 from scipy import ndimage
 
+from DiffusionFMLib.prior.estimate import BoxView
 from DiffusionFMLib.prior.information import LOOK_LEVELS, FrontEnd, Information
 from DiffusionFMLib.prior.neighbourhood import (
+    B0_ROWS,
     LOG_WEIGHT_RANGE,
     PASSES,
     SHIFTS,
     START_WEIGHTS,
     WEIGHTS,
+    Lattice,
     Neighbourhood,
+    Surroundings,
     network_input,
+    rows_of,
 )
 from DiffusionFMLib.prior.neighbourhood import VOXELS as VOXELS_EACH
 from DiffusionFMLib.prior.network import (
@@ -172,6 +177,38 @@ def test_a_crop_and_the_whole_volume_agree() -> None:
         crop = made(features[:, :, :32], mask[:, :, :32], told)
     torch.testing.assert_close(crop[:, :, :16], whole[:, :, :16], rtol=0, atol=1e-4)
     assert not torch.allclose(crop[:, :, 31:], whole[:, :, 31:32], atol=1e-3)
+
+
+def test_voxels_in_a_list_get_what_those_of_a_volume_get() -> None:
+    """Of a brain with holes, up to the faces of the scan; also voxels that lie alone."""
+    made = network().double()
+    generator = torch.Generator().manual_seed(4)
+    brain = torch.rand(7, 6, 5, generator=generator) < 0.6
+    brain[5] = False
+    with torch.no_grad():
+        made.linear.bias.normal_(generator=generator)
+        made.stem.bias.normal_(generator=generator)
+    lattice = Lattice.within(brain.numpy(), 1, made.shape.multiple, torch.device("cpu"))
+    count = len(lattice.place)
+    first, spread = (torch.randn(rows, count, generator=generator, dtype=torch.float64) for rows in (P, PACKED))
+    half = torch.randn(P, P, count, generator=generator, dtype=torch.float64)
+    data = Information(pack(torch.einsum("ikv,jkv->ijv", half, half)), torch.randn(P, count, dtype=torch.float64))
+    own = rows_of(data, torch.rand(B0_ROWS, count, generator=generator, dtype=torch.float64))
+    told = torch.randn(1, CONDITIONS, generator=generator, dtype=torch.float64)
+
+    view = BoxView.of(torch.cat([first, spread, own]), lattice.place, lattice.shape, P)
+    with torch.no_grad():
+        raw = made(view.features, view.brain, told)[0]
+        mean, triangle = made.mean(raw, view.neighbourhood, lattice.place), made.triangle(raw, lattice.place)
+        surroundings, estimates = Surroundings.of(own, lattice)
+        estimates = torch.cat([first, estimates])
+        hidden = made.hidden(estimates, spread, lattice, told)
+        for voxels in (slice(0, 50), slice(50, count)):
+            part = made.raw(hidden, estimates, lattice, voxels)
+            torch.testing.assert_close(made.mean_of(part, surroundings, voxels), mean[:, voxels])
+            torch.testing.assert_close(made.triangle(part), triangle[:, voxels])
+    assert float(mean.std()) > 0.1
+    assert float(triangle.std()) > 0.1
 
 
 def test_the_network_heeds_what_it_is_told_of_the_scan() -> None:

@@ -14,9 +14,9 @@ from DiffusionFMLib.physics import DTI
 from DiffusionFMLib.physics.tensor_arrays import spread_directions
 from DiffusionFMLib.preprocessing.noise import NoiseEstimate
 from DiffusionFMLib.prior.coordinates import coordinates_of
-from DiffusionFMLib.prior.estimate import MARGIN, ScanPosterior
+from DiffusionFMLib.prior.estimate import ScanPosterior
 from DiffusionFMLib.prior.information import LOOK_LEVELS, front_end
-from DiffusionFMLib.prior.neighbourhood import Neighbourhood
+from DiffusionFMLib.prior.neighbourhood import Lattice, Surroundings
 from DiffusionFMLib.prior.network import START_LOG_PRECISION, NetworkShape, PriorNetwork
 from DiffusionFMLib.prior.sampling import COARSE, STRUCTURE, sample, smooth_noise, structure
 from DiffusionFMLib.prior.systems import unpack
@@ -37,17 +37,20 @@ DEAF = 1e9
 class SameEverywhere(PriorNetwork):
     """The prior that is the same Gaussian in every voxel, whatever the data: its posterior is known exactly."""
 
-    def forward(self, features: Tensor, mask: Tensor, conditions: Tensor) -> Tensor:
+    def hidden(self, estimates: Tensor, spread: Tensor, lattice: Lattice, conditions: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(0)
         raw = torch.cat([0.3 * torch.randn(35, generator=generator), torch.zeros(28)])
         raw[7:][[0, 7, 13, 18, 22, 25, 27]] -= 2.0
-        return raw[None, :, None, None, None].expand(1, 63, *features.shape[2:])
+        return raw[:, None].expand(63, len(lattice.place))
 
-    def mean(self, raw: Tensor, neighbourhood: Neighbourhood, at: Tensor | None = None) -> Tensor:
-        return raw[:7].reshape(7, -1)[:, at]
+    def raw(self, hidden: Tensor, estimates: Tensor, lattice: Lattice, voxels: slice) -> Tensor:
+        return hidden[:, voxels]
+
+    def mean_of(self, raw: Tensor, surroundings: Surroundings, voxels: slice) -> Tensor:
+        return raw[:7]
 
 
-class SmoothField(PriorNetwork):
+class SmoothField(SameEverywhere):
     """The prior of a stationary Gaussian field on `SHAPE`, exact from a look alone: voxels are alike over `WIDTH`."""
 
     @staticmethod
@@ -57,21 +60,17 @@ class SmoothField(PriorNetwork):
         power = torch.fft.fftn((-distance / WIDTH).exp()).real.clamp_min(0)
         return power / power.mean()
 
-    def forward(self, features: Tensor, mask: Tensor, conditions: Tensor) -> Tensor:
+    def hidden(self, estimates: Tensor, spread: Tensor, lattice: Lattice, conditions: Tensor) -> Tensor:
         variance = (LOOK_LEVELS[1] * (-2 * conditions[0, -1]).exp()) ** 2
-        inside = (slice(None), *(slice(MARGIN, MARGIN + n) for n in SHAPE))
-        look = (1 + variance) * features[0, :7][inside]
+        look = (1 + variance) * estimates[:7].reshape(7, *SHAPE)
         gain = self.spectrum() / (self.spectrum() + variance)
         mean = torch.fft.ifftn(gain * torch.fft.fftn(look, dim=(1, 2, 3)), dim=(1, 2, 3)).real
         # what is known beside the voxel's own look
         precision = 1 / (variance * gain.mean()) - 1 / variance
-        raw = torch.zeros(1, 63, *features.shape[2:])
-        raw[0, :7][inside] = (mean / (variance * gain.mean()) - look / variance) / precision
-        raw[0, [7, 14, 20, 25, 29, 32, 34]] = precision.log() - START_LOG_PRECISION
+        raw = torch.zeros(63, len(lattice.place))
+        raw[:7] = ((mean / (variance * gain.mean()) - look / variance) / precision).flatten(1)
+        raw[[7, 14, 20, 25, 29, 32, 34]] = precision.log() - START_LOG_PRECISION
         return raw
-
-    def mean(self, raw: Tensor, neighbourhood: Neighbourhood, at: Tensor | None = None) -> Tensor:
-        return raw[:7].reshape(7, -1)[:, at]
 
 
 def posterior_of(network: PriorNetwork, sigma: float, shape: tuple[int, int, int] = SHAPE) -> ScanPosterior:
