@@ -52,8 +52,10 @@ TITLES = {
     "gibbs": "Removing Gibbs ringing",
     "motion": "Correcting motion",
     "mask": "Finding the brain",
-    "Prior": PRIOR,
-    "Maps": PRIOR,
+    "Adapting": "Adapting the prior",
+    "Prior": "Estimating",
+    "Sampling": "Drawing samples",
+    "Maps": "Making maps",
 }
 """Titles of the stages that computing code reports by a short name."""
 
@@ -73,7 +75,13 @@ def stages(job: str, settings: Settings) -> dict[str, float]:
         costs |= {TITLES["motion"]: 120.0} if settings.motion else {}
         costs[TITLES["mask"]] = 2.0
     if isinstance(settings, FitSettings):
-        costs |= {FIT: 3.0} | ({} if METHODS[settings.method].voxelwise else {PRIOR: 30.0})
+        costs[FIT] = 3.0
+        if not METHODS[settings.method].voxelwise:
+            costs[PRIOR] = 2.0
+            costs |= {TITLES["Adapting"]: 30.0} if settings.adaptation != "none" else {}
+            costs[TITLES["Prior"]] = 15.0
+            costs |= {TITLES["Sampling"]: 3000.0} if settings.adaptation == "sample" else {}
+            costs[TITLES["Maps"]] = 10.0
     if isinstance(settings, EncodeSettings):
         asked = wanted(settings.overlays)
         costs[ENCODE] = 30.0

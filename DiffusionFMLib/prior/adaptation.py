@@ -6,6 +6,8 @@ would refit motion and eddy currents, which other volumes share.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from DiffusionFMLib.events import Report
+from DiffusionFMLib.fitting.device import cpu_workers
 from DiffusionFMLib.prior.estimate import ScanPosterior
 from DiffusionFMLib.prior.left_out import Box, judged_channels, leave_out
 from DiffusionFMLib.prior.neighbourhood import SHIFTS, START_WEIGHTS
@@ -120,20 +123,24 @@ def adapt(scan: ScanPosterior, seed: int, report: Report, steps: int = STEPS) ->
     steps : int
     """
     adjustment = Adjustment(scan.trained.coordinates.orders).to(scan.device)
-    optimiser = torch.optim.Adam(adjustment.parameters(), LEARNING_RATE)
+    factors = list(adjustment.parameters())
+    optimiser = torch.optim.Adam(factors, LEARNING_RATE)
     rng = np.random.default_rng(seed)
     places = _Places(scan.mask)
     average = {name: torch.zeros_like(value) for name, value in adjustment.named_parameters()}
-    for step in range(steps):
-        report.progress(step, steps, "Adapting")
-        loss = torch.stack([_left_out(scan, adjustment, places, rng) for _ in range(CROPS)]).mean()
-        loss = loss + RELUCTANCE / len(scan.weighted) * adjustment.change()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        if step >= steps // 2:
-            for name, value in adjustment.named_parameters():
-                average[name] += value.detach() / (steps - steps // 2)
+    with ThreadPoolExecutor(cpu_workers() if scan.device.type == "cpu" else 1) as pool:
+        for step in range(steps):
+            report.progress(step, steps, "Adapting")
+            crops = [_Crop.drawn(scan, places, rng) for _ in range(CROPS)]
+            slopes = list(pool.map(lambda crop: torch.autograd.grad(crop.misfit(scan, adjustment), factors), crops))
+            reluctance = RELUCTANCE / len(scan.weighted) * adjustment.change()
+            slopes.append(torch.autograd.grad(reluctance, factors, materialize_grads=True))
+            for factor, *parts, pull in zip(factors, *slopes, strict=True):
+                factor.grad = torch.stack(parts).mean(0) + pull
+            optimiser.step()
+            if step >= steps // 2:
+                for name, value in adjustment.named_parameters():
+                    average[name] += value.detach() / (steps - steps // 2)
     adjustment.load_state_dict(average)
     return adjustment.requires_grad_(False)
 
@@ -154,13 +161,34 @@ class _Places:
         return numbers[place], place
 
 
-def _left_out(scan: ScanPosterior, adjustment: Adjustment, places: _Places, rng: np.random.Generator) -> Tensor:
-    """How badly a crop's posterior predicts volumes that it was not given."""
-    network = scan.trained.network
-    held = np.sort(rng.permutation(scan.weighted)[: max(1, round(len(scan.weighted) * LEFT_OUT))])
-    given = np.setdiff1d(np.arange(scan.volumes), held)
-    numbers, place = (torch.from_numpy(part).to(scan.device) for part in places.crop(rng))
-    box = Box(scan.signal(numbers), scan.sigma(numbers), place, EDGE)
-    view, left_out = leave_out(box, scan.design, given, held, MARGIN)
-    raw = view.outlook(network, scan.told())
-    return left_out.misfit(network, adjustment(left_out.inside(raw)))
+@dataclass(frozen=True, eq=False)
+class _Crop:
+    """A crop of a scan, and volumes that are to judge it.
+
+    Parameters
+    ----------
+    held : array of int
+        Volumes that it is judged by.
+    numbers, place : array of int
+        Its voxels among those of the scan, and in the crop.
+    """
+
+    held: NDArray[np.intp]
+    numbers: NDArray[np.int64]
+    place: NDArray[np.int64]
+
+    @classmethod
+    def drawn(cls, scan: ScanPosterior, places: _Places, rng: np.random.Generator) -> _Crop:
+        """One at random."""
+        held = np.sort(rng.permutation(scan.weighted)[: max(1, round(len(scan.weighted) * LEFT_OUT))])
+        return cls(held, *places.crop(rng))
+
+    def misfit(self, scan: ScanPosterior, adjustment: Adjustment) -> Tensor:
+        """How badly its posterior predicts volumes that it was not given."""
+        network = scan.trained.network
+        given = np.setdiff1d(np.arange(scan.volumes), self.held)
+        numbers, place = (torch.from_numpy(part).to(scan.device) for part in (self.numbers, self.place))
+        box = Box(scan.signal(numbers), scan.sigma(numbers), place, EDGE)
+        view, left_out = leave_out(box, scan.design, given, self.held, MARGIN)
+        raw = view.outlook(network, scan.told())
+        return left_out.misfit(network, adjustment(left_out.inside(raw)))

@@ -162,7 +162,7 @@ class ScanPosterior:
             part = None if look is None else look.part(chunk)
             front, data = front_end(self.measured(chunk), part)
             seen[:, chunk] = seen_of(front, data if part is None else data + part)
-        mean, triangle = self._learned(seen, self.told() if look is None else self.told(look.level))
+        mean, triangle = self._learned(seen, self.told() if look is None else self.told(look.level), report)
         for chunk in self.chunks():
             report.check()
             measurements, part = self.measured(chunk), None if look is None else look.part(chunk)
@@ -171,7 +171,7 @@ class ScanPosterior:
                 prior = self.trained.network.local_prior(mean[:, chunk], triangle[:, chunk]).information()
                 yield chunk, front, posterior(prior if part is None else prior + part, [measurements], [data])
 
-    def _learned(self, seen: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:
+    def _learned(self, seen: Tensor, told: Tensor, report: Report) -> tuple[Tensor, Tensor]:
         """The prior's mean, shape (P, V), and the precision's raw form, from what is seen of the voxels."""
         network, p = self.trained.network, len(self.trained.coordinates)
         first, spread, own = seen.split([p, network.packed, network.packed + p + B0_ROWS])
@@ -182,6 +182,7 @@ class ScanPosterior:
         with torch.no_grad():
             hidden = network.hidden(estimates, spread, lattice, told)
             for start in range(0, len(self), NETWORK_CHUNK):
+                report.check()
                 voxels = slice(start, start + NETWORK_CHUNK)
                 raw = network.raw(hidden, estimates, lattice, voxels)
                 if self.trained.adjustment is not None:

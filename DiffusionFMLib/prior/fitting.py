@@ -16,6 +16,7 @@ from DiffusionFMLib.events import Report
 from DiffusionFMLib.fitting.contract import MAX_RESIDUAL, FitOptions, maps_in_rows
 from DiffusionFMLib.fitting.device import choose_device, one_thread_per_operation
 from DiffusionFMLib.fitting.estimate import DEFAULTS, Fit, Output, provenance_of, usable_voxels
+from DiffusionFMLib.fitting.tiles import for_each_tile
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.io import digest_of
 from DiffusionFMLib.layout import Layout
@@ -259,14 +260,14 @@ def _write(
     model = output.model
     centre, width = null
     number = np.cumsum(usable) - 1
-    for start in range(0, len(signal), CHUNK):
-        report.progress(start, len(signal), MAPS)
+
+    def write(start: int) -> None:
         here = usable[start : start + CHUNK]
         inside, known = torch.from_numpy(here), number[start : start + CHUNK][here]
         if not len(known):
             nothing = torch.zeros(len(model.parameters), len(here))
             output.write(start, len(here), nothing, {STATUS.name: nothing[0] + FitStatus.DEGENERATE})
-            continue
+            return
         theta, sd = readout.of(known)
         measured = torch.from_numpy(signal[start : start + CHUNK][here])
         left = (measured - model.signal(theta.T, gtab)) * (-theta[-1:].T).exp()
@@ -280,6 +281,8 @@ def _write(
         everywhere = {name: _scattered(values, inside, 0.0) for name, values in maps.items()}
         everywhere[STATUS.name] = _scattered(maps[STATUS.name], inside, FitStatus.DEGENERATE)
         output.write(start, len(here), _scattered(theta, inside, 0.0), everywhere)
+
+    for_each_tile(len(signal), CHUNK, torch.device("cpu"), lambda: write, report, MAPS)
 
 
 def _scattered(values: Tensor, inside: Tensor, elsewhere: float) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from DiffusionFMLib.acquisition import Acquisition
-from DiffusionFMLib.events import Report
+from DiffusionFMLib.events import Report, SilentReport
 from DiffusionFMLib.fitting import fit
 from DiffusionFMLib.fitting.contract import covariance_of
 from DiffusionFMLib.fitting.noddi_search import HIGH, LOW, Prior, across, unknowns_to_theta
@@ -72,7 +72,7 @@ class Neurites:
         covariance : Tensor, shape (V, 22, 22)
         report : Report
         """
-        start = self._start(kurtosis, report)
+        start = self._start(kurtosis)
         theta, spread = torch.empty_like(start), start.new_empty(start.shape[1], len(start), len(start))
         for first in range(0, start.shape[1], CHUNK):
             report.check()
@@ -86,12 +86,12 @@ class Neurites:
             spread[part] = (turned @ covariance_of(information) @ turned.mT).float()
         return theta, spread
 
-    def _start(self, kurtosis: Tensor, report: Report) -> Tensor:
+    def _start(self, kurtosis: Tensor) -> Tensor:
         """NODDI's fit to the signals that the kurtosis gives, shape (7, V)."""
         design = self._design.float()
         signal = (design[:, :-1] @ kurtosis[:-1]).clamp(*LOG_RANGE).exp()
         scan = Acquisition(np.ascontiguousarray(signal.T.numpy()[:, None, None]), np.eye(4), self._gtab)
-        found = fit(scan, NODDI(), FitSettings(model=NODDI.name, device="cpu"), report).parameters.T
+        found = fit(scan, NODDI(), FitSettings(model=NODDI.name, device="cpu"), SilentReport()).parameters.T
         theta = torch.from_numpy(np.ascontiguousarray(found))
         theta[-1] += kurtosis[-1]
         return theta

@@ -18,8 +18,8 @@ from DiffusionFMLib.prior.estimate import PriorEstimate, ScanPosterior
 from DiffusionFMLib.prior.neurites import Neurites
 from DiffusionFMLib.prior.sampling import sample
 
-CHUNK: Final = 1 << 15
-"""Voxels that are read at once."""
+CHUNK: Final = 1 << 13
+"""Voxels that are read at once, by each thread."""
 
 DRAWS: Final = 16
 """Of the parameters, that standard deviations of maps come from."""
