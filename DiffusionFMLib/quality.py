@@ -218,7 +218,8 @@ def _protocol_findings(acquisition: Acquisition) -> list[tuple[int, str]]:
         found.append((2, "There is no b0 volume: S0 and diffusivities cannot be measured."))
     if gtab.n_directions < TENSOR_DIRECTIONS:
         needed = f"a tensor needs {TENSOR_DIRECTIONS}, or {DTI.prior_directions} with the generative prior"
-        found.append((2, f"Distinct gradient directions: {gtab.n_directions}; {needed}."))
+        grade = 2 if gtab.n_directions < DTI.prior_directions else 1
+        found.append((grade, f"Distinct gradient directions: {gtab.n_directions}; {needed}."))
     elif gtab.n_directions < FEW_DIRECTIONS:
         found.append((1, f"There are only {gtab.n_directions} gradient directions: FA is noisy and biased upwards."))
     if gtab.trace_mask.any():
