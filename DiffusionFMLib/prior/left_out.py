@@ -155,7 +155,8 @@ def leave_out(
     number = torch.full((box.edge**3,), -1, device=box.place.device)
     number[box.place] = torch.arange(len(box.place), device=box.place.device)
     number = number.reshape(view.shape)[inner, inner, inner].reshape(-1)
-    md = TYPICAL_MD + MD_SD * neighbourhood.estimates()[0]
+    # by the near neighbours' estimate, which comes after each voxel's own
+    md = TYPICAL_MD + MD_SD * view.features[0, len(front.mean)][inner, inner, inner].reshape(-1)
     judged = ((number >= 0) & (md < TISSUE_MD)).nonzero()[:, 0]
     among = number[judged]
     return view, LeftOut(
