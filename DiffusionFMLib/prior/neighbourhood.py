@@ -144,10 +144,8 @@ class Surroundings:
     def weighed(self, log_weights: Tensor, voxels: slice) -> Tensor:
         """Ridge estimate of some voxels, shape (P, V'), with their log weights, shape (`WEIGHTS`, V')."""
         weights, of_b0 = _weights(log_weights)
-        sums, more = (part[:, voxels] * own[-1] for part, own in (
-            (self.wide[:-B0_ROWS], weights), (self.wide[-B0_ROWS:], of_b0)
-        ))  # fmt: skip
-        rows = torch.empty_like(self.wide[:, voxels])
+        rows = self.wide[:, voxels].clone()
+        sums, more = rows[:-B0_ROWS] * weights[-1], rows[-B0_ROWS:] * of_b0[-1]
         for (beside, there), weight, b0 in zip(self.lattice.beside(voxels), weights, of_b0, strict=False):
             torch.index_select(self.own, 1, beside, out=rows)
             sums.addcmul_(rows[:-B0_ROWS], weight * there)
