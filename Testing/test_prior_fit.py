@@ -206,6 +206,49 @@ def test_voxels_without_a_signal_are_told_and_tell_the_others_nothing():
     assert 0.5 < maps["fa"].data[6, 6, 5] < 0.95
 
 
+@pytest.mark.parametrize("times", [100.0, 1e3])
+def test_a_voxel_that_is_far_too_bright_is_what_it_is(times):
+    acquisition = block()
+    signal = acquisition.signal.copy()
+    signal[6, 6, 4] *= times
+    maps = fit(replace(acquisition, signal=signal), MODEL, PRIOR, SilentReport()).maps
+    clean = fit(acquisition, MODEL, PRIOR, SilentReport()).maps
+    assert maps["s0"].data[6, 6, 4] == pytest.approx(500 * times, rel=0.2)
+    assert np.abs(maps["fa"].data - clean["fa"].data).max() < 0.2
+
+
+def test_what_no_scanner_measures_is_told_and_not_mapped():
+    acquisition = block()
+    signal = acquisition.signal.copy()
+    signal[6, 6, 4] *= 1e20
+    maps = fit(replace(acquisition, signal=signal), MODEL, PRIOR, SilentReport()).maps
+    bad = maps["status"].data == FitStatus.DEGENERATE
+    assert bad[6, 6, 4]
+    for name, map in maps.items():
+        assert np.isfinite(map.data).all(), name
+        assert name == "status" or not map.data[bad].any(), name
+    signal = acquisition.signal.copy()
+    signal[:8, ..., :2] = -50
+    with pytest.raises(InputError, match="not above zero"):
+        fit(replace(acquisition, signal=signal), MODEL, PRIOR, SilentReport())
+
+
+def test_a_scan_of_nothing_sound_is_told(monkeypatch):
+    monkeypatch.setattr("DiffusionFMLib.fitting.estimate.MAX_PARAMETER", 0.0)
+    with pytest.raises(InputError, match="No voxel"):
+        fit(block(), MODEL, PRIOR, SilentReport())
+
+
+def test_voxels_without_a_signal_leave_the_standard_deviations_of_others_alone():
+    acquisition = block()
+    signal, brain = acquisition.signal.copy(), acquisition.mask.copy()
+    signal[:2], brain[:2] = 0, False
+    scan = replace(acquisition, signal=signal)
+    within, without = (fit(replace(scan, mask=mask), MODEL, PRIOR, SilentReport()).maps for mask in (scan.mask, brain))
+    for name in ("fa", "fa_sd", "md_sd"):
+        np.testing.assert_allclose(within[name].data[2:], without[name].data[2:], rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("model", ["dti", "noddi"])
 def test_a_mask_with_much_air_in_it_will_do(model, monkeypatch):
     """Whole chunks of voxels without a signal."""

@@ -233,9 +233,7 @@ class TileFit:
         count = self.voxels.read(start, signal.shape[1], signal)
         solution = estimator.solve()
         theta, maps = solution.theta, solution.maps
-        # written so that NaN fails too
-        usable = usable_voxels(signal, self.gtab, self.options.min_signal)
-        usable &= (theta.abs().amax(0) < MAX_PARAMETER) & (theta[-1].abs() < MAX_LOG_S0)
+        usable = usable_voxels(signal, self.gtab, self.options.min_signal) & possible(theta)
         # most tiles have none that is not, so the test pays
         all_usable = bool(usable.all())
         if not all_usable:
@@ -252,6 +250,12 @@ class TileFit:
             status = torch.where(solution.converged, status, FitStatus.NOT_CONVERGED)
         maps["status"] = torch.where(usable, status, FitStatus.DEGENERATE)
         self.output.write(start, count, theta, maps)
+
+
+def possible(theta: Tensor) -> Tensor:
+    """Which parameters, shape (P, V) with ln S0 last, the signal of a scanner can have: bool, shape (V,)."""
+    # written so that NaN fails too
+    return (theta.abs().amax(0) < MAX_PARAMETER) & (theta[-1].abs() < MAX_LOG_S0)
 
 
 def usable_voxels(signal: Tensor, gtab: GradientTable, min_signal: float) -> Tensor:

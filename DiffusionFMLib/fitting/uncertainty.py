@@ -99,7 +99,12 @@ def spread_to_maps(
     chunks = [slice(start, start + CHUNK) for start in range(0, theta.shape[1], CHUNK)]
     parts = [_variances(model, theta[:, chunk], covariance[chunk].double()) for chunk in chunks]
     joined = {name: torch.cat([part[name] for part in parts]) * variance for name in parts[0]}
-    return {name: values.sqrt().nan_to_num(nan=MAX_ERROR).clamp_max(MAX_ERROR) for name, values in joined.items()}
+    # S0 is in the scan's unit
+    most = {name: MAX_ERROR * (theta[-1].double().exp() if name == "s0" else torch.ones(())) for name in joined}
+    return {
+        name: torch.minimum(values.sqrt().nan_to_num(nan=torch.inf, posinf=torch.inf), most[name].to(values))
+        for name, values in joined.items()
+    }
 
 
 def _variances(model: SignalModel, theta: Tensor, covariance: Tensor) -> dict[str, Tensor]:

@@ -39,6 +39,9 @@ ODD: Final = 3.0
 ROUNDING: Final = 1e-6
 """Scatter below this fraction of the largest signal is rounding."""
 
+SPIKE: Final = 20.0
+"""A block with a value so many times that of the others shows no noise of the scan."""
+
 RICIAN_VOXELS: Final = 5000
 """Voxels that the correction for Rician noise is taken from."""
 
@@ -105,15 +108,14 @@ def estimate_noise(acquisition: Acquisition, mask: NDArray[np.bool_]) -> NoiseEs
     freedom = extract.freedom
     if freedom < MIN_FREEDOM or not mask.any():
         return None
-    scatter = np.zeros(mask.shape, np.float32)
-    largest = 0.0
+    scatter, largest = (np.zeros(mask.shape, np.float32) for _ in range(2))
     for z in np.flatnonzero(mask.any(axis=(0, 1))):
         here = mask[:, :, z]
         signal = acquisition.signal[:, :, z][here]
-        largest = max(largest, float(np.abs(signal).max()))
+        largest[here, z] = np.abs(signal).max(axis=1)
         scatter[here, z] = np.square(extract(signal)).mean(axis=1)
     typical = float(np.median(scatter[mask])) * freedom / chi2.median(freedom)
-    if not typical > (ROUNDING * largest) ** 2:
+    if not typical > (ROUNDING * float(np.median(largest[mask]))) ** 2:
         return None
     regular = mask & (scatter < ODD * typical)
     # what the limit cuts off of a chi-squared distribution, its mean lacks
@@ -164,14 +166,16 @@ def noise_in_blocks(acquisition: Acquisition, mask: NDArray[np.bool_]) -> NoiseE
 
 
 def _blocks(signal: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Blocks of voxels that are all in the mask, shape (B, X, Y, Z, N); none where none fits."""
+    """Blocks of voxels that are all in the mask and without spikes, shape (B, X, Y, Z, N); none where none fits."""
     for edge in BLOCKS:
         edges = tuple(min(edge, n) for n in mask.shape)
         at = np.argwhere(sliding_window_view(mask, edges).all(axis=(-3, -2, -1)))
         if len(at) and np.prod(edges) >= MIN_BLOCK:
             at = at[:: -(-len(at) // MAX_BLOCKS)]
             x, y, z = np.moveaxis(at[:, None, None, None] + np.moveaxis(np.indices(edges), 0, -1), -1, 0)
-            return signal[x, y, z]
+            found = signal[x, y, z]
+            largest = np.abs(found).max(axis=(1, 2, 3, 4))
+            return found[largest <= SPIKE * np.median(largest)]
     return np.empty((0, 1, 1, 1, signal.shape[-1]), np.float32)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from DiffusionFMLib.fitting import Fit
 from DiffusionFMLib.fitting.uncertainty import MAX_ERROR
 from DiffusionFMLib.gradients import GradientTable
-from DiffusionFMLib.maps import DATA_FRACTION, DISAGREEMENT, RESIDUAL, standard_deviation
+from DiffusionFMLib.maps import DATA_FRACTION, DISAGREEMENT, RESIDUAL, STATUS, FitStatus, standard_deviation
 from DiffusionFMLib.physics import SignalModel
 
 CONTEXT: Final = {"dti": ("fa", "md"), "dki": ("fa", "md", "mk"), "noddi": ("ndi", "odi", "fwf")}
@@ -111,11 +111,13 @@ def features(found: Fit, gtab: GradientTable) -> Tensor:
         Of the scan.
     """
     mask, noise = found.mask, found.provenance["noise"]
-    inside = uniform_filter(mask.astype(np.float32), AROUND, mode="constant")
+    disagreement = np.nan_to_num(found.maps[DISAGREEMENT.name].data)
+    fitted = mask & (found.maps[STATUS.name].data != FitStatus.DEGENERATE)
+    inside = np.maximum(uniform_filter(fitted.astype(np.float32), AROUND, mode="constant"), FLOOR)
 
     def around(values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Mean over the voxel and its neighbours in the mask, (V,)."""
-        return uniform_filter(np.where(mask, values, 0), AROUND, mode="constant")[mask] / inside[mask]
+        """Mean over the voxel and its neighbours that were fitted, (V,)."""
+        return uniform_filter(np.where(fitted, values, 0), AROUND, mode="constant")[mask] / inside[mask]
 
     columns = []
     specs = {spec.name: spec for spec in found.model.map_specs}
@@ -125,7 +127,6 @@ def features(found: Fit, gtab: GradientTable) -> Tensor:
         scatter = np.sqrt(np.maximum(around(volume**2) - near**2, 0))
         sd = found.maps[standard_deviation(specs[name]).name].data[mask]
         columns += [values, values - near, _log(scatter), _log(sd)]
-    disagreement = found.maps[DISAGREEMENT.name].data
     noise_to_signal = noise["sigma"] / np.maximum(found.maps["s0"].data[mask], FLOOR)
     columns += [
         np.tanh(disagreement[mask] / 5),

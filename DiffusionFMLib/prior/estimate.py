@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from DiffusionFMLib.acquisition import Acquisition
-from DiffusionFMLib.errors import ProtocolError
+from DiffusionFMLib.errors import InputError, ProtocolError
 from DiffusionFMLib.events import Report
 from DiffusionFMLib.gradients import GradientTable, image_rotation
 from DiffusionFMLib.physics import DKI
@@ -50,14 +50,15 @@ class PriorEstimate:
     Parameters
     ----------
     theta : array, shape (P, V), float32
-        Posterior mean of the model's parameters, twiced, in scanner RAS and physics' units; ln S0 in the scan's.
+        Posterior mean of the model's parameters, twiced, and for kurtosis drawn to the neighbours' mean; in scanner
+        RAS and physics' units, ln S0 in the scan's.
     ridge : array, shape (P, V), float32
         The same without neighbours: what the network starts from.
     covariance : array, shape (P, P, V), float32
-        Of the whitened coordinates, which are in voxel axes.
+        Of the whitened coordinates, which are in voxel axes: before twicing, but with the neighbours' mean kurtosis.
     data_fraction : array, shape (V,), float32
-        How much of an estimate came from the voxel's own measurements; see `Posterior.data_fraction`. For kurtosis,
-        before the neighbours' mean is known. Covariance, this and the next are of the posterior before twicing.
+        How much of an estimate came from the voxel's own measurements; see `Posterior.data_fraction`. This and the
+        next are of the posterior before twicing, and before the neighbours' mean kurtosis is known.
     distance : array, shape (V,), float32
         Of the N measurements from the prior; see `disagreement.distance`.
     slope : array, shape (P, P), float64
@@ -89,6 +90,8 @@ class ScanPosterior:
     ------
     ProtocolError
         If the scan has no b0.
+    InputError
+        If most of its b0 signal is not above zero.
     """
 
     def __init__(
@@ -111,6 +114,9 @@ class ScanPosterior:
         self._signal = acquisition.signal[mask]
         self._to_ras = turning(trained.model, self._axes)
         self._scale = scale_of(self._signal, gtab)
+        if not self._scale > 0:
+            msg = f"The signal without weighting of {acquisition.name} is not above zero in most of the brain mask."
+            raise InputError(msg, "Look at the b0 volumes, and draw a mask where they have signal.")
         self._sigma = np.maximum(noise.sigma_map[mask], 0.1 * noise.sigma) / self._scale
         self.voxel_sizes = acquisition.voxel_sizes
         self.noise_correlation = noise.correlation

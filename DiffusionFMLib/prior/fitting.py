@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ from DiffusionFMLib.errors import InputError, ProtocolError
 from DiffusionFMLib.events import Report
 from DiffusionFMLib.fitting.contract import MAX_RESIDUAL, FitOptions, maps_in_rows
 from DiffusionFMLib.fitting.device import choose_device, one_thread_per_operation
-from DiffusionFMLib.fitting.estimate import DEFAULTS, Fit, Output, provenance_of, usable_voxels
+from DiffusionFMLib.fitting.estimate import DEFAULTS, Fit, Output, possible, provenance_of, usable_voxels
 from DiffusionFMLib.fitting.tiles import for_each_tile
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.io import digest_of
@@ -122,18 +123,26 @@ def uncalibrated_fit(
     output = Output(model, METHODS[settings.method].map_specs(model, False), brain, _places(layout, brain))
     # most of the time goes into many small operations
     with one_thread_per_operation():
-        try:
-            found, readout, adapted = _estimate(scan, usable, noise, priors, model, settings, report, device)
-        except torch.cuda.OutOfMemoryError:
+        estimated = None
+        # an error that is still at hand would keep the memory of what failed
+        with suppress(torch.cuda.OutOfMemoryError):
+            estimated = _estimate(scan, usable, noise, priors, model, settings, report, device)
+        if estimated is None:
             torch.cuda.empty_cache()
             report.warning("gpu-memory", "The GPU has too little free memory; the fit starts again on the CPU.")
             for trained in priors:
                 trained.network.cpu()
             cpu = torch.device("cpu")
-            found, readout, adapted = _estimate(scan, usable, noise, priors, model, settings, report, cpu)
+            estimated = _estimate(scan, usable, noise, priors, model, settings, report, cpu)
+        found, readout, adapted = estimated
+        sound = usable.copy()
+        sound[usable] = possible(torch.from_numpy(found.theta)).numpy()
+        if not sound.any():
+            msg = f"No voxel of {acquisition.name} has a signal that the prior can make parameters of."
+            raise InputError(msg, "Look for voxels with values that are far too large, and mask them out.")
         _warn_of_what_is_no_brain(found, noise, report)
         null = _null(found, len(gtab), report)
-        _write(output, gtab, scan.signal[mask], usable[mask], found, readout, null, report)
+        _write(output, gtab, scan.signal[mask], usable[mask], sound[mask], found, readout, null, report)
     facts = {
         "weights": [
             {"file": path.name, "sha256": digest_of(path), "training": trained.training}
@@ -251,18 +260,22 @@ def _write(
     gtab: GradientTable,
     signal: NDArray[np.float32],
     usable: NDArray[np.bool_],
+    sound: NDArray[np.bool_],
     found: PriorEstimate,
     readout: Readout,
     null: tuple[float, float],
     report: Report,
 ) -> None:
-    """Make maps of a posterior and of the brain's signal, shape (V, N); voxels that are not usable are zero."""
+    """Make maps of a posterior and of the brain's signal, shape (V, N).
+
+    The posterior is of the usable voxels; those without sound parameters are zero in all maps.
+    """
     model = output.model
     centre, width = null
     number = np.cumsum(usable) - 1
 
     def write(start: int) -> None:
-        here = usable[start : start + CHUNK]
+        here = sound[start : start + CHUNK]
         inside, known = torch.from_numpy(here), number[start : start + CHUNK][here]
         if not len(known):
             nothing = torch.zeros(len(model.parameters), len(here))

@@ -27,8 +27,9 @@ FIRST_STEPS: Final = 3
 MIN_SIGNAL: Final = 0.05
 """Measured signals are raised to this, sigma: below, the logarithm is all noise."""
 
-LOG_RANGE: Final = (-6.0, 7.0)
-"""Predicted log signals over sigma are kept in here, so that weights stay finite."""
+LOG_RANGE: Final = (-6.0, 30.0)
+"""Predicted log signals over sigma are kept in here, so that weights stay finite; no signal that was measured is
+beyond."""
 
 MODEL_ERROR: Final = 0.02
 """No model fits signals to better than this fraction of them: noise below it gives no more weight."""

@@ -117,7 +117,10 @@ def load_weights(path: Path, device: torch.device | None = None, expected: Signa
         If the file is missing, broken or of another kind or model.
     """
     tensors, header = read_weights(path, KIND, FORMAT, "prior's", device)
-    model = MODELS[header["model"]]
+    model = MODELS.get(header.get("model", ""))
+    if model is None:
+        msg = f"{path} does not name a model that this version knows: {header.get('model')!r}."
+        raise InputError(msg, "Choose a .safetensors file that training wrote.")
     if expected is not None and model.name != expected.name:
         msg = f"{path} was trained for {model.title}; expected {expected.title}."
         raise InputError(msg, "Choose weights of that model.")
@@ -126,15 +129,18 @@ def load_weights(path: Path, device: torch.device | None = None, expected: Signa
         raise InputError(msg, "Choose weights of another model.")
     try:
         calibrations = _calibrations(tensors)
-        network = PriorNetwork(NetworkShape(**header["shape"]))
+        training, network = header["training"], PriorNetwork(NetworkShape(**header["shape"]))
         network.load_state_dict({name: value for name, value in tensors.items() if not name.startswith(CALIBRATION)})
-    except (KeyError, RuntimeError) as error:
+        if network.shape.unknowns != len(model.parameters):
+            msg = f"{network.shape.unknowns} unknowns, where {model.title} has {len(model.parameters)}"
+            raise ValueError(msg)  # noqa: TRY301
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         msg = f"The prior's weights {path} are not complete, or not of the shape that they name: {reason}"
         raise InputError(msg, "Choose a .safetensors file that training wrote.") from error
     network.to(device=device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     network.eval()
-    return TrainedPrior(network, model, coordinates_of(model), header["training"], None, calibrations)
+    return TrainedPrior(network, model, coordinates_of(model), training, None, calibrations)
 
 
 def _calibrations(tensors: Mapping[str, Tensor]) -> dict[str, Calibration]:

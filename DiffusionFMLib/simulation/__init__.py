@@ -1,4 +1,4 @@
-"""Simulated scans with known truth: for the demo, tests, teaching, and later for training.
+"""Simulated scans with known truth: for the demo, tests, teaching and training.
 
 anatomy (where tissue is) + bundles (which way fibres run) -> tissue (what it looks like) + lesions -> scanner.
 """

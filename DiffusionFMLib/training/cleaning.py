@@ -7,6 +7,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from DiffusionFMLib.errors import InputError
+
 CLEANING: Final = 1.5
 """Weight of the total variation over the noise's standard deviation."""
 
@@ -15,9 +17,14 @@ STEPS: Final = 60
 
 
 def noise_of(volume: Tensor, inside: Tensor) -> float:
-    """Standard deviation of what is not smooth in a volume, shape (C, X, Y, Z), within a mask.
+    """Standard deviation of what is not smooth in a volume, shape (C, X, Y, Z), in a mask, but of its first channel.
 
     From second differences along all axes, in which anatomy all but cancels; its borders do not count in a median.
+
+    Raises
+    ------
+    InputError
+        If no voxel of the mask has neighbours in it on all sides.
     """
     centre = inside[1:-1, 1:-1, 1:-1]
     rough = 6 * volume[:, 1:-1, 1:-1, 1:-1]
@@ -25,6 +32,9 @@ def noise_of(volume: Tensor, inside: Tensor) -> float:
         for shift in (-1, 1):
             rough = rough - volume.roll(shift, axis + 1)[:, 1:-1, 1:-1, 1:-1]
             centre = centre & inside.roll(shift, axis)[1:-1, 1:-1, 1:-1]
+    if not centre.any():
+        msg = f"The brain of a scan of {' x '.join(map(str, inside.shape))} voxels is too thin to train on."
+        raise InputError(msg, "Leave the scan out.")
     return float(rough[1:, centre].abs().median()) / (0.6745 * 42**0.5)
 
 
@@ -39,6 +49,8 @@ def denoised(volume: Tensor, inside: Tensor, strength: float) -> Tensor:
     strength : float
         Weight of the total variation beside half the squared change.
     """
+    if not strength > 0:
+        return volume
     joined = torch.stack([_both(inside, axis) for axis in range(3)])
     dual = volume.new_zeros(3, *volume.shape)
     step = 1 / (12 * strength)

@@ -37,6 +37,9 @@ MAX_GRADIENT: Final = 4.0
 MAX_LEFT_OUT: Final = 20
 """Steps without a finite gradient, one after another; more are no accident."""
 
+LASTING: Final = ("preset", "model", "rotary", "sampler", "crop", "measured", "seed")
+"""Settings that a run keeps from its first piece to its last."""
+
 _PATHS: Final = ("out", "anatomies", "scans")
 
 
@@ -53,7 +56,7 @@ def train_task(settings: TrainSettings, task: Task, report: Report) -> Path:
     Raises
     ------
     SettingsError
-        If no folder is given.
+        If no folder is given, or it holds a run with other settings.
     DiffusionFMError
         If Lightning is not installed, the folder's checkpoint is of another version, or training diverges.
     """
@@ -103,6 +106,11 @@ class _Run:
         """Load the folder's checkpoint, if there is one."""
         path = self.folder / CHECKPOINT
         if path.is_file():
+            there = self.fabric.load(path)["progress"].get("settings", {})
+            for name, value in there.items():
+                if value != (asked := getattr(self.settings, name)):
+                    msg = f"{self.folder} holds a run with {name} {value}; this one has {asked}."
+                    raise SettingsError(msg, "Choose another folder, or the settings of the run that is there.")
             state = self._state()
             rest = self.fabric.load(path, state)
             self.step = int(state["progress"]["step"])
@@ -114,15 +122,19 @@ class _Run:
         """Train until all steps are done or the time is up."""
         end = time.monotonic() + 60 * self.settings.minutes if self.settings.minutes else float("inf")
         saved, watch = time.monotonic(), _Watch(self.folder / LOG, self.task.compared_with)
-        while self.step < self.steps and time.monotonic() < end:
+        while self.step < self.steps and not self._all(time.monotonic() >= end):
             self._report(report)
             rate = self._one_step(watch)
             if self.fabric.global_rank == 0 and self.step % LOG_STEPS == 0:
                 watch.write(self.step, rate)
-            if time.monotonic() - saved > CHECKPOINT_SECONDS:
+            if self._all(time.monotonic() - saved > CHECKPOINT_SECONDS):
                 self.save()
                 saved = time.monotonic()
         self.save()
+
+    def _all(self, first: bool) -> bool:
+        """What the first of several processes found: by clocks of their own they would save and stop at other steps."""
+        return self.fabric.broadcast(first)
 
     def _report(self, report: Report) -> None:
         """Tell how far it is; a run that is cancelled here is kept as it is."""
@@ -144,7 +156,7 @@ class _Run:
         self.fabric.barrier()
 
     def _state(self) -> dict[str, Any]:
-        progress = {"step": self.step}
+        progress = {"step": self.step, "settings": {name: getattr(self.settings, name) for name in LASTING}}
         return {"network": self.network, "average": self._ema, "optimiser": self.optimiser, "progress": progress}
 
     def _one_step(self, watch: _Watch) -> float:

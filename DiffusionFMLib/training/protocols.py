@@ -144,4 +144,4 @@ def draw_directions(count: int, rng: np.random.Generator) -> NDArray[np.float64]
     of = max(count, round(count * float(rng.choice([1.0, 1.0, 1.3, 2.0, 4.0]))))
     chosen = spread_directions(of)[rng.permutation(of)[:count]]
     # g and -g measure the same, but scanners do not know it
-    return chosen @ Rotation.random(rng=rng).as_matrix().T * rng.choice([-1.0, 1.0], (count, 1))
+    return chosen @ Rotation.random(random_state=rng).as_matrix().T * rng.choice([-1.0, 1.0], (count, 1))
