@@ -124,6 +124,17 @@ def test_a_value_at_the_end_of_its_range_is_not_told_as_sure():
     assert (maps["adc_se"][~held] < 1e-3).all()
 
 
+@pytest.mark.parametrize("model", ["dti", "noddi"])
+def test_the_scans_unit_does_not_matter(model):
+    gtab = gradient_table([(1000.0, 30), (2000.0, 30)] if model == "noddi" else [(1000.0, 30)], 4)
+    one = noisy(model, torch.tensor(THETA[model]).expand(64, -1).double(), gtab, 20)
+    thousand = Acquisition(one.signal * 1e4, one.affine, gtab)
+    small, large = (
+        run(each, model, MODELS[model].methods[0] if model == "dti" else "nlls") for each in (one, thousand)
+    )
+    np.testing.assert_allclose(large["s0_se"], 1e4 * small["s0_se"], rtol=1e-2)
+
+
 def test_too_few_volumes_are_refused():
     gtab = gradient_table(((1000.0, 6),), 1)
     theta = torch.tensor(THETA["dti"], dtype=torch.float64).expand(640, -1)

@@ -159,6 +159,15 @@ def test_blocks_tell_it_where_no_two_directions_share_a_b_value():
         assert noise_in_blocks(scan(gtab, sigma), MASK).sigma == pytest.approx(sigma, rel=0.07)
 
 
+@pytest.mark.parametrize("count", [6, 30])
+def test_a_spike_is_no_noise(count):
+    spiked = scan(table(1 if count == 6 else 4, {1000: count}), 10.0)
+    spiked.signal[8, 8, 8] *= 1e6
+    found = noise_in_blocks(spiked, MASK) if count == 6 else estimate_noise(spiked, MASK)
+    assert found is not None
+    assert found.sigma == pytest.approx(10, rel=0.1)
+
+
 def test_a_single_slice_has_blocks_too():
     plane = scan(table(1, {1000: 6}), 10.0)
     one = Acquisition(plane.signal[:, :, 8:9], plane.affine, plane.gtab)

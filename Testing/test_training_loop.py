@@ -18,7 +18,7 @@ from DiffusionFMLib.errors import DiffusionFMError, InputError, ProtocolError, S
 from DiffusionFMLib.events import Artifact, Cancelled, Event, Progress, SilentReport
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.io import digest_of
-from DiffusionFMLib.physics import DTI
+from DiffusionFMLib.physics import DKI, DTI
 from DiffusionFMLib.physics.tensor_arrays import spread_directions
 from DiffusionFMLib.preprocessing.noise import NoiseEstimate
 from DiffusionFMLib.prior.coordinates import coordinates_of
@@ -101,6 +101,14 @@ def test_a_run_in_pieces_gives_the_same_weights(pool: Path, tmp_path: Path, monk
     assert any(not torch.equal(whole[name], start[name]) for name in whole)
     for name in whole:
         torch.testing.assert_close(pieces[name], whole[name], rtol=0, atol=1e-6)
+
+
+def test_a_run_is_not_taken_up_with_other_settings(pool: Path, tmp_path: Path) -> None:
+    settings = TrainSettings(out=str(tmp_path), preset="tiny", anatomies=str(pool), device="cpu", steps=1)
+    train(settings, SilentReport())
+    for other, named in ((replace(settings, seed=9), "seed 0"), (replace(settings, model="dki"), "model dti")):
+        with pytest.raises(SettingsError, match=f"a run with {named}; this one has"):
+            train(other, SilentReport())
 
 
 def test_a_cancelled_run_is_kept_and_goes_on_from_there(pool: Path, tmp_path: Path) -> None:
@@ -310,6 +318,10 @@ def test_weights_survive_the_disk_and_foreign_files_are_refused(tmp_path: Path) 
 
     save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(InputError, match="expected diffusionfm-prior"):
+        load_weights(tmp_path / "other.safetensors")
+    # of another size than the model that the header names
+    save_weights(tmp_path / "other.safetensors", network, DKI(), {})
+    with pytest.raises(InputError, match="7 unknowns, where"):
         load_weights(tmp_path / "other.safetensors")
 
 
