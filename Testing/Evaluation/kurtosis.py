@@ -150,6 +150,8 @@ def real(path: Path, directions: int, subsets: int, trained: TrainedPrior) -> Ta
         "method", "left", "mean",
         title=f"{path.parent.name}: {directions} directions at b = 700 and 2800, others predicted; {subsets} subsets",
     )  # fmt: skip
+    # by all volumes, the same for every method
+    tissue = maps_of(by_smoothers(scan, noise)["ridge"])["md"] < MAX_TISSUE_MD
     found: dict[str, list[tuple[float, float]]] = {}
     for seed in range(subsets):
         rng = np.random.default_rng(seed)
@@ -160,7 +162,6 @@ def real(path: Path, directions: int, subsets: int, trained: TrainedPrior) -> Ta
             scan, signal=np.ascontiguousarray(scan.signal[..., chosen]), gtab=scan.gtab.subset(chosen), mask=mask
         )
         for method, theta in (by_smoothers(part, noise) | by_prior(part, noise, trained)).items():
-            tissue = maps_of(theta)["md"] < MAX_TISSUE_MD
             left = residuals(theta, scan, mask, held, noise.sigma_map[mask], MODEL)[tissue].clip(-CLIP, CLIP)
             found.setdefault(method, []).append((float((left**2).mean()), float(left.mean())))
     for method, values in found.items():
