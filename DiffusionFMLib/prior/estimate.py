@@ -212,21 +212,19 @@ class ScanPosterior:
         """N of the protocol."""
         return self._signal.shape[1]
 
-    def signal(self, voxels: slice | Tensor, volumes: NDArray[np.intp] | None = None) -> Tensor:
-        """Signal of some of the voxels, in some of the volumes, shape (N, V), where typical tissue has S0 = 1."""
+    def signal(self, voxels: slice | Tensor) -> Tensor:
+        """Signal of some of the voxels, shape (N, V), where typical tissue has S0 = 1."""
         rows = self._signal[voxels if isinstance(voxels, slice) else voxels.cpu().numpy()]
-        chosen = rows if volumes is None else rows[:, volumes]
-        return torch.from_numpy(np.ascontiguousarray(chosen.T / self._scale)).to(self.device)
+        return torch.from_numpy(np.ascontiguousarray(rows.T / self._scale)).to(self.device)
 
     def sigma(self, voxels: slice | Tensor) -> Tensor:
         """Noise level of some of the voxels, in the same unit, shape (V,)."""
         chosen = self._sigma[voxels if isinstance(voxels, slice) else voxels.cpu().numpy()]
         return torch.from_numpy(np.ascontiguousarray(chosen, np.float32)).to(self.device)
 
-    def measured(self, voxels: slice | Tensor, volumes: NDArray[np.intp] | None = None) -> Measurements:
-        """Measurements of some of the voxels, in some of the volumes."""
-        design = self.design if volumes is None else self.design.part(torch.from_numpy(volumes))
-        return Measurements(self.signal(voxels, volumes), design, self.sigma(voxels))
+    def measured(self, voxels: slice | Tensor) -> Measurements:
+        """Measurements of some of the voxels."""
+        return Measurements(self.signal(voxels), self.design, self.sigma(voxels))
 
 
 def estimate(scan: ScanPosterior, report: Report) -> PriorEstimate:
