@@ -230,6 +230,13 @@ def test_a_damaged_scan_is_named(
         train(replace(settings, out=str(tmp_path), steps=1), SilentReport())
 
 
+def test_scans_of_another_preset_are_not_mixed_in(settings: TrainSettings, tmp_path: Path) -> None:
+    trained = load_weights(weights_file("", DTI()))
+    save_weights(tmp_path / UNCALIBRATED, trained.network, DTI(), {"features": 1})
+    with pytest.raises(SettingsError, match="scans of another calibration"):
+        train(replace(settings, out=str(tmp_path)), SilentReport())
+
+
 def test_a_folder_of_other_weights_is_left_alone(settings: TrainSettings, tmp_path: Path) -> None:
     trained = load_weights(weights_file("", DTI()))
     save_weights(tmp_path / "uncalibrated.safetensors", PriorNetwork(trained.network.shape), DTI(), {})

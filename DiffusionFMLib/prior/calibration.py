@@ -99,6 +99,10 @@ def calibrated_maps(model: SignalModel) -> tuple[str, ...]:
     return tuple(spec.name for spec in model.map_specs if not spec.components and spec.name != "s0")
 
 
+FEATURES: Final = 2
+"""Version of what `features` tells: 1 had the disagreement of neighbours, 2 that of single voxels that were fitted."""
+
+
 def features(found: Fit, gtab: GradientTable) -> Tensor:
     """What a fit by the prior shows at each of V voxels and around it, and of the scan, shape (V, C).
 

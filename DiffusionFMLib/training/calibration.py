@@ -22,7 +22,7 @@ from DiffusionFMLib.fitting.uncertainty import MAX_ERROR
 from DiffusionFMLib.gradients import GradientTable
 from DiffusionFMLib.io import digest_of, outputs
 from DiffusionFMLib.physics import METHODS, MODELS, LogLinearModel, SignalModel
-from DiffusionFMLib.prior.calibration import Calibration, calibrated_maps, features
+from DiffusionFMLib.prior.calibration import FEATURES, Calibration, calibrated_maps, features
 from DiffusionFMLib.prior.coordinates import WhitenedDesign, coordinates_of
 from DiffusionFMLib.prior.fitting import uncalibrated_fit
 from DiffusionFMLib.prior.weights import TrainedPrior, carrier, load_weights, save_weights, weights_file
@@ -105,7 +105,7 @@ def calibrate(settings: TrainSettings, report: Report) -> Path:
     models = [model for model in MODELS.values() if "prior" in model.methods and carrier(model) == carried]
     folder = Path(settings.out)
     folder.mkdir(parents=True, exist_ok=True)
-    plain = _uncalibrated(trained, folder)
+    plain = _uncalibrated(trained, folder, settings)
     preset = PRESETS[settings.preset]
     pool = Path(settings.anatomies) if settings.anatomies else folder / "anatomies"
     groups = anatomies(preset.brains, preset.phantoms, settings.scans, pool, report)
@@ -130,16 +130,20 @@ def calibrate(settings: TrainSettings, report: Report) -> Path:
     return weights
 
 
-def _uncalibrated(trained: TrainedPrior, folder: Path) -> Path:
+def _uncalibrated(trained: TrainedPrior, folder: Path, settings: TrainSettings) -> Path:
     """File of the network alone, since an earlier calibration is not to be calibrated; scans beside it are its fits."""
     path = folder / UNCALIBRATED
+    facts = {"features": FEATURES, "preset": settings.preset, "scans": settings.scans, "anatomies": settings.anatomies}
     if path.is_file():
-        there = load_weights(path).network.state_dict()
-        ours = trained.network.state_dict()
+        kept = load_weights(path)
+        there, ours = kept.network.state_dict(), trained.network.state_dict()
         if there.keys() != ours.keys() or not all(torch.equal(value, there[name]) for name, value in ours.items()):
             msg = f"{folder} holds the calibration of other weights."
             raise SettingsError(msg, "Choose another folder with --out.")
-    save_weights(path, trained.network, trained.model, trained.training)
+        if kept.training != facts:
+            msg = f"{folder} holds scans of another calibration: {kept.training}; expected {facts}."
+            raise SettingsError(msg, "Choose another folder with --out.")
+    save_weights(path, trained.network, trained.model, facts)
     return path
 
 
